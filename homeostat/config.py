@@ -1,0 +1,225 @@
+"""project.toml as frozen pydantic; an unknown or missing key is an error that names the allowed ones."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import tomllib
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from homeostat.errors import ConfigError
+from homeostat.records import Task
+
+Fraction = Annotated[float, Field(gt=0, lt=1)]
+CandidateName = Literal["fp32", "dynamic_int8", "static_int8", "pruned"]
+
+
+class Section(BaseModel):
+    """A section: frozen, and nothing but the keys it declares."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class DataConfig(Section):
+    """How rows are split, and how far new data may leave the contract."""
+
+    split: Literal["stratified", "random", "time"] = Field("stratified", description="how rows are assigned")
+    validation: Fraction = Field(0.15, description="share for early stopping and for choosing candidates")
+    calibration: Fraction = Field(0.1, description="share for int8 ranges")
+    test: Fraction = Field(0.2, description="share for the final figures alone")
+    range_slack: float = Field(0.5, ge=0, description="how far a value may leave the seen range, as a share of it")
+    null_slack: Fraction = Field(0.05, description="how much larger a column's null share may become")
+    mostly: Fraction = Field(0.95, description="share of rows that must be in range")
+    min_rows: int = Field(50, ge=10, description="fewer rows than this stop the flow")
+
+    @model_validator(mode="after")
+    def _leaves_training_rows(self) -> DataConfig:
+        held = self.validation + self.calibration + self.test
+        if held > 0.8:
+            raise ValueError(f"validation + calibration + test = {held:.2f} leaves under 20 % of the rows to train on")
+        return self
+
+
+class Schedule(Section):
+    """The learning rate over the epochs."""
+
+    kind: Literal["constant", "exponential", "cosine", "reduce_on_plateau"] = "constant"
+    decay_rate: Fraction = Field(0.96, description="exponential: factor per epoch; reduce_on_plateau: factor")
+    patience: int = Field(3, ge=1, description="reduce_on_plateau: epochs without improvement")
+    min_learning_rate: float = Field(1e-6, gt=0, description="floor of cosine and reduce_on_plateau")
+    warmup_epochs: float = Field(0.0, ge=0, description="linear warm-up from zero, in epochs")
+
+
+class EarlyStopping(Section):
+    """Stop when the validation loss no longer improves, and keep the best weights."""
+
+    patience: int = Field(10, ge=1)
+    min_delta: float = Field(0.0, ge=0)
+
+
+class TrainConfig(Section):
+    """How the model is fitted."""
+
+    epochs: int = Field(30, ge=1, le=100_000)
+    batch_size: int = Field(64, ge=1)
+    optimizer: Literal["adam", "adamw", "sgd", "rmsprop"] = "adam"
+    learning_rate: float = Field(1e-3, gt=0)
+    momentum: float = Field(0.9, ge=0, lt=1, description="sgd only")
+    weight_decay: float = Field(0.0, ge=0)
+    schedule: Schedule = Schedule()
+    early_stopping: EarlyStopping | None = None
+    class_weights: Literal["none", "balanced"] = "none"
+    seed: int = Field(1, ge=0)
+    mixed_precision: bool = Field(False, description="float16 compute on a GPU that has it")
+
+    @model_validator(mode="after")
+    def _warmup_within_epochs(self) -> TrainConfig:
+        if self.schedule.warmup_epochs >= self.epochs:
+            raise ValueError(f"schedule.warmup_epochs {self.schedule.warmup_epochs} must be under epochs {self.epochs}")
+        return self
+
+
+class CompressConfig(Section):
+    """Which candidates are built, and the budget that the winner keeps."""
+
+    candidates: tuple[CandidateName, ...] = ("fp32", "dynamic_int8", "static_int8", "pruned")
+    max_metric_drop: float = Field(0.01, ge=0, description="primary metric on validation, against fp32, in its units")
+    max_latency_ratio: float = Field(1.5, gt=0, description="p50 at batch 1 against fp32")
+    max_latency_ms: float | None = Field(None, gt=0, description="p99 at batch 1")
+    sparsity: Fraction = Field(0.8, description="final share R of pruned weights")
+    pruning_epochs: int = Field(4, ge=1, description="fine-tuning epochs while R rises to `sparsity`")
+    timing_runs: int = Field(200, ge=20, le=100_000, description="timed calls for each batch size")
+
+    @model_validator(mode="after")
+    def _has_fp32(self) -> CompressConfig:
+        if "fp32" not in self.candidates:
+            raise ValueError("candidates must name fp32: it is what the others are measured against")
+        return self
+
+
+class ExportConfig(Section):
+    """The gates that an exported graph must pass."""
+
+    opset: int = Field(17, ge=13, le=18, description="tf2onnx 1.17 goes up to 18")
+    tolerance: float = Field(1e-4, gt=0, description="parity with Keras: |a-b| <= tolerance * (1 + |b|), fp32")
+    quantized_agreement: Fraction = Field(0.95, description="int8: share of equal classes, or R2 with Keras' answers")
+
+
+class GateConfig(Section):
+    """What a challenger must show on the test part before it may be registered."""
+
+    min_metric: float | None = Field(None, description="primary metric must be at least this (accuracy, r2, ...)")
+    max_metric: float | None = Field(None, description="primary metric must be at most this (rmse, mae, ...)")
+    bootstrap: int = Field(1000, ge=200, le=100_000, description="resamples for each interval")
+    confidence: Fraction = 0.95
+
+
+class RolloutConfig(Section):
+    """When a challenger takes over, and when a champion is taken back."""
+
+    margin: float = Field(0.0, ge=0, description="the lower end of the paired interval must be above this")
+    rollback_margin: float = Field(0.0, ge=0, description="live loss against the predecessor, in units of the metric")
+    rollback_min_labels: int = Field(50, ge=10, description="labelled rows before a live comparison says anything")
+    timeout_seconds: float = Field(60.0, gt=0, description="how long the server may take to report a version")
+
+
+class ServeConfig(Section):
+    """What the server lets in; travels with the bundle."""
+
+    nan: Literal["reject", "accept"] = Field("reject", description="NaN or Inf in a request")
+    out_of_range: Literal["accept", "reject"] = Field("accept", description="a value outside the contract's range")
+    max_rows: int = Field(1024, ge=1, description="rows in one request")
+    capture: bool = Field(True, description="keep requests and answers for monitoring")
+
+
+class MonitorConfig(Section):
+    """How a window of traffic is held against the reference."""
+
+    min_rows: int = Field(100, ge=30, description="a smaller window is not tested")
+    max_rows: int = Field(10_000, ge=100, le=1_000_000, description="a larger window is sampled")
+    window_hours: float = Field(24.0, gt=0)
+    numeric_method: Literal["ks", "wasserstein", "psi", "jensenshannon"] = "ks"
+    categorical_method: Literal["chisquare", "psi", "jensenshannon"] = "chisquare"
+    alpha: Fraction = Field(0.01, description="p-value methods: false alarms per window, shared over the columns")
+    distance: float = Field(0.2, gt=0, description="distance methods: a column drifts at or above this")
+    reference_rows: int = Field(5_000, ge=100, le=100_000, description="rows of the reference kept with the version")
+
+
+class RetrainConfig(Section):
+    """When retraining may start by itself, and on what."""
+
+    cooldown_minutes: float = Field(
+        60.0, ge=0, description="time between two trainings that were not asked for by hand"
+    )
+    min_labelled_rows: int = Field(0, ge=0, description="labelled traffic needed before a drift retrains")
+    traffic_days: float = Field(30.0, gt=0, description="how far back labelled traffic is used")
+
+
+class ProjectConfig(Section):
+    """One project.toml."""
+
+    name: str = Field(pattern=r"^[a-z][a-z0-9_]{0,62}$", description="lower case; names the model everywhere")
+    project: str = Field(
+        pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$", description="import string of the class, package.module:Class"
+    )
+    task: Task
+    metric: str = Field("", description="primary metric; default accuracy or rmse")
+    data: DataConfig = DataConfig()
+    train: TrainConfig = TrainConfig()
+    compress: CompressConfig = CompressConfig()
+    export: ExportConfig = ExportConfig()
+    gate: GateConfig = GateConfig()
+    rollout: RolloutConfig = RolloutConfig()
+    serve: ServeConfig = ServeConfig()
+    monitor: MonitorConfig = MonitorConfig()
+    retrain: RetrainConfig = RetrainConfig()
+
+    @property
+    def primary(self) -> str:
+        """Name of the primary metric."""
+        return self.metric or ("accuracy" if self.task == "classification" else "rmse")
+
+    def sha256(self) -> str:
+        """Digest of every value, defaults included."""
+        text = json.dumps(self.model_dump(mode="json"), sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _allowed(location: tuple[int | str, ...]) -> str:
+    model: type[BaseModel] = ProjectConfig
+    for part in location[:-1]:
+        annotation = model.model_fields[str(part)].annotation if str(part) in model.model_fields else None
+        options = getattr(annotation, "__args__", (annotation,))
+        nested = next((o for o in options if isinstance(o, type) and issubclass(o, BaseModel)), None)
+        if nested is None:
+            return ""
+        model = nested
+    return ", ".join(model.model_fields)
+
+
+def load_config(path: Path) -> ProjectConfig:
+    """Read one project.toml; raises ConfigError with the file, the key and what is allowed there."""
+    try:
+        values = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise ConfigError(f"{path}: no such file; `homeostat init NAME` makes a project") from error
+    except IsADirectoryError as error:
+        raise ConfigError(f"{path}: is a folder; name the project.toml in it") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: not valid TOML: {error}") from error
+    try:
+        return ProjectConfig.model_validate(values)
+    except ValidationError as error:
+        lines = []
+        for problem in error.errors():
+            key = ".".join(str(part) for part in problem["loc"]) or "(file)"
+            if problem["type"] == "extra_forbidden":
+                lines.append(f"unknown key {key!r}; allowed here: {_allowed(problem['loc'])}")
+            elif problem["type"] == "missing":
+                lines.append(f"missing key {key!r}")
+            else:
+                lines.append(f"{key}: {problem['msg']} (got {problem['input']!r})")
+        raise ConfigError(f"{path}:" + "".join(f"\n  - {line}" for line in lines)) from error

@@ -1,0 +1,298 @@
+"""The records that pass between stages: frozen, small, JSON-able; a path and a sha256, never a live model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+Task = Literal["classification", "regression"]
+VerdictKind = Literal["promote", "hold", "inconclusive", "roll back", "retrain"]
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A file whose content is pinned: absolute path, sha256 (hex) and size in bytes."""
+
+    path: str
+    sha256: str
+    bytes: int
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A point estimate with its two-sided confidence interval."""
+
+    value: float
+    low: float
+    high: float
+    confidence: float = 0.95
+
+
+@dataclass(frozen=True)
+class Lineage:
+    """Where a model version comes from, all as digests."""
+
+    pipeline_id: str
+    dataset_sha256: str
+    config_sha256: str
+    requirements_sha256: str
+    git_commit: str
+    git_dirty: bool = False
+    parent_version: int | None = None
+
+
+@dataclass(frozen=True)
+class RunRef:
+    """One MLflow run, with the local workspace of the pipeline beside it."""
+
+    project: str
+    pipeline_id: str
+    mlflow_run_id: str
+    workspace: str
+
+
+@dataclass(frozen=True)
+class DatasetRecord:
+    """A dataset on disk: four parts as .npz, split once."""
+
+    project: str
+    task: Task
+    sha256: str
+    rows: dict[str, int]
+    parts: dict[str, Artifact]
+    sources: dict[str, int] = field(default_factory=dict)
+    """Rows by where they come from: `project` and `traffic`."""
+
+
+@dataclass(frozen=True)
+class Validation:
+    """What the data contract says of a dataset that passed it."""
+
+    contract: Artifact
+    profile: Artifact
+    suite: Artifact
+    docs: str
+    """Folder of the Great Expectations Data Docs (HTML)."""
+    checks: int
+    contract_from: str
+    """`inferred`, or the version whose contract was applied, such as `v3`."""
+
+
+@dataclass(frozen=True)
+class TrainedModel:
+    """A fitted Keras model on disk."""
+
+    keras: Artifact
+    epochs: int
+    seconds: float
+    metrics: dict[str, float]
+    parameters: int
+    device: str = "CPU"
+
+
+@dataclass(frozen=True)
+class Latency:
+    """Time of one ONNX Runtime call, one intra-op thread, in microseconds."""
+
+    batch: int
+    p50_us: float
+    p99_us: float
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One compressed form of the model, measured as the exported ONNX graph on the validation part."""
+
+    name: str
+    onnx: Artifact
+    keras: Artifact
+    """The Keras model that the graph was exported from (for `pruned`, the fine-tuned one)."""
+    metrics: dict[str, float]
+    latency: tuple[Latency, ...]
+    max_difference: float
+    """Largest absolute difference of the outputs from the fp32 graph's on validation rows."""
+    batch_invariant: bool
+    refused: str = ""
+    """Why the budget refuses it; empty when it is eligible."""
+
+
+@dataclass(frozen=True)
+class Compression:
+    """The candidates and the one that the budget chose."""
+
+    candidates: tuple[Candidate, ...]
+    winner: str
+    reason: str
+    table: Artifact
+    plot: Artifact
+
+    @property
+    def chosen(self) -> Candidate:
+        """The winning candidate."""
+        return next(c for c in self.candidates if c.name == self.winner)
+
+
+@dataclass(frozen=True)
+class Gate:
+    """One gate that an exported graph has passed."""
+
+    name: str
+    detail: str
+
+
+@dataclass(frozen=True)
+class Export:
+    """What is kept of a model: the gated ONNX graph, and the formats beside it."""
+
+    onnx: Artifact
+    keras: Artifact
+    saved_model: str
+    """Folder of the TensorFlow SavedModel."""
+    candidate: str
+    gates: tuple[Gate, ...]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Challenger against champion on the same rows: positive `gain` means that the challenger is better."""
+
+    metric: str
+    champion_version: int
+    rows: int
+    challenger: float
+    champion: float
+    gain: Interval
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Final figures on the test part."""
+
+    primary: str
+    metrics: dict[str, Interval]
+    rows: int
+    plots: tuple[Artifact, ...]
+    comparison: Comparison | None = None
+
+
+@dataclass(frozen=True)
+class BundleRef:
+    """A signed bundle: its URL, the sha256 of its manifest and the sha256 of the ONNX graph in it."""
+
+    model: str
+    version: int
+    url: str
+    manifest_sha256: str
+    sha256: str
+
+
+@dataclass(frozen=True)
+class ModelVersion:
+    """A version in the MLflow registry and the bundle that was built from it."""
+
+    model: str
+    version: int
+    mlflow_run_id: str
+    bundle: BundleRef
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """The rollout row: the truth about who is champion of a model."""
+
+    model: str
+    generation: int
+    champion: BundleRef | None
+    challenger: BundleRef | None
+    previous: BundleRef | None
+    """The champion before this one: where `rollback` goes."""
+    since: str
+    """UTC time (ISO 8601) at which the champion became champion."""
+    mode: Literal["live"] = "live"
+    weight: float = 0.0
+    """Share of traffic that the challenger answers."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a policy decides, why, and on what evidence."""
+
+    kind: VerdictKind
+    reasons: tuple[str, ...]
+    evidence: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class LedgerEntry:
+    """One decision, chained to the one before by `previous_hash`."""
+
+    sequence: int
+    time: str
+    model: str
+    action: str
+    actor: str
+    reason: str
+    generation: int
+    version: int | None
+    sha256: str | None
+    evidence: dict[str, Any]
+    previous_hash: str
+    hash: str
+
+
+@dataclass(frozen=True)
+class Deployed:
+    """The server has reported that it answers with this version and digest."""
+
+    model: str
+    version: int
+    sha256: str
+    generation: int
+    seconds: float
+    role: Literal["champion", "challenger"]
+
+
+@dataclass(frozen=True)
+class Window:
+    """Captured traffic between two times (UTC, ISO 8601), labels joined by request id."""
+
+    model: str
+    start: str
+    end: str
+    rows: int
+    labelled: int
+    path: str
+    """Parquet file of the window; empty when `rows` is 0."""
+
+
+@dataclass(frozen=True)
+class ColumnDrift:
+    """One column's test: method, p-value and the threshold it was held against."""
+
+    column: str
+    method: str
+    p_value: float
+    threshold: float
+    drifted: bool
+
+
+@dataclass(frozen=True)
+class Monitoring:
+    """What a window of live traffic says about the live version."""
+
+    model: str
+    version: int
+    window: Window
+    drifted: bool
+    reason: str
+    """Why there is no report, or which columns drifted."""
+    columns: tuple[ColumnDrift, ...] = ()
+    faults: tuple[str, ...] = ()
+    """Columns that are absent, re-typed, or without any value."""
+    quality: dict[str, Interval] = field(default_factory=dict)
+    latency_p50_ms: float | None = None
+    latency_p99_ms: float | None = None
+    reports: tuple[str, ...] = ()
+    """Paths of the JSON and HTML reports."""
+    predecessor: Comparison | None = None
+    """The live version against its predecessor on the same labelled rows."""

@@ -1,0 +1,62 @@
+"""Where things are: the `HOMEOSTAT_*` environment, read once at the edge and passed inward."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic import Field, ValidationError, model_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from homeostat.errors import ConfigError
+
+
+def find_root(start: Path | None = None) -> Path:
+    """Return the checkout that holds `start` (the nearest folder with prefect.yaml), or `start` itself."""
+    here = (start or Path.cwd()).resolve()
+    for folder in (here, *here.parents):
+        if (folder / "prefect.yaml").is_file():
+            return folder
+    return here
+
+
+class Settings(BaseSettings):
+    """Places only; what to do is in project.toml. Every default is local and on loopback."""
+
+    model_config = SettingsConfigDict(env_prefix="HOMEOSTAT_", frozen=True, extra="ignore")
+
+    root: Path = Field(default_factory=find_root, description="checkout: projects, flows and tasks")
+    home: Path = Field(default=Path("var"), description="local state: keys, bundles, traffic, logs")
+    bundles_url: str = Field(default="", description="fsspec URL of the bundle store; default HOME/bundles")
+    control_url: str = Field(default="", description="SQLAlchemy URL of the control store; default SQLite in HOME")
+    traffic: Path | None = Field(default=None, description="SQLite file of captured traffic; default HOME/traffic.db")
+    mlflow_url: str = Field(default="", description="MLflow tracking URI; default SQLite under mlruns/")
+    server_url: str = Field(default="http://127.0.0.1:8080", description="where the model server answers")
+    host: str = Field(default="127.0.0.1", description="address that the model server binds to")
+    port: int = Field(default=8080, ge=0, le=65535, description="REST port of the model server")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _absolute(cls, values: dict[str, object]) -> dict[str, object]:
+        root = Path(str(values.get("root") or find_root())).resolve()
+        home = root / str(values.get("home") or "var")
+        values["root"], values["home"] = root, home
+        values["traffic"] = root / str(values.get("traffic") or home / "traffic.db")
+        values["bundles_url"] = values.get("bundles_url") or f"file://{home}/bundles"
+        values["control_url"] = values.get("control_url") or f"sqlite:///{home}/control.db"
+        values["mlflow_url"] = values.get("mlflow_url") or f"sqlite:///{root}/mlruns/mlflow.db"
+        return values
+
+    @property
+    def traffic_path(self) -> Path:
+        """SQLite file of captured traffic."""
+        return self.traffic or self.home / "traffic.db"
+
+
+def load_settings(**overrides: object) -> Settings:
+    """Read the environment; a value that does not fit is a ConfigError that names the variable."""
+    try:
+        return Settings(**overrides)  # type: ignore[arg-type]
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = "HOMEOSTAT_" + "_".join(str(part) for part in first["loc"]).upper()
+        raise ConfigError(f"environment variable {name}: {first['msg']} (got {first['input']!r})") from error
