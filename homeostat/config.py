@@ -18,9 +18,9 @@ CandidateName = Literal["fp32", "dynamic_int8", "static_int8", "pruned"]
 
 
 class Section(BaseModel):
-    """A section: frozen, and nothing but the keys it declares."""
+    """A section: frozen, and nothing but the keys it declares, of the types it declares."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
 
 class DataConfig(Section):
@@ -30,6 +30,9 @@ class DataConfig(Section):
     validation: Fraction = Field(0.15, description="share for early stopping and for choosing candidates")
     calibration: Fraction = Field(0.1, description="share for int8 ranges")
     test: Fraction = Field(0.2, description="share for the final figures alone")
+    contract: Literal["champion", "inferred"] = Field(
+        "champion", description="what new data is held against: the champion's contract, or one inferred anew"
+    )
     range_slack: float = Field(0.5, ge=0, description="how far a value may leave the seen range, as a share of it")
     null_slack: Fraction = Field(0.05, description="how much larger a column's null share may become")
     mostly: Fraction = Field(0.95, description="share of rows that must be in range")
@@ -85,18 +88,21 @@ class TrainConfig(Section):
 class CompressConfig(Section):
     """Which candidates are built, and the budget that the winner keeps."""
 
-    candidates: tuple[CandidateName, ...] = ("fp32", "dynamic_int8", "static_int8", "pruned")
+    # not strict, because TOML has arrays and no tuples
+    candidates: tuple[CandidateName, ...] = Field(("fp32", "dynamic_int8", "static_int8", "pruned"), strict=False)
     max_metric_drop: float = Field(0.01, ge=0, description="primary metric on validation, against fp32, in its units")
     max_latency_ratio: float = Field(1.5, gt=0, description="p50 at batch 1 against fp32")
     max_latency_ms: float | None = Field(None, gt=0, description="p99 at batch 1")
     sparsity: Fraction = Field(0.8, description="final share R of pruned weights")
-    pruning_epochs: int = Field(4, ge=1, description="fine-tuning epochs while R rises to `sparsity`")
+    pruning_epochs: int = Field(8, ge=1, description="fine-tuning epochs while R rises to `sparsity`")
     timing_runs: int = Field(200, ge=20, le=100_000, description="timed calls for each batch size")
 
     @model_validator(mode="after")
     def _has_fp32(self) -> CompressConfig:
         if "fp32" not in self.candidates:
             raise ValueError("candidates must name fp32: it is what the others are measured against")
+        if len(set(self.candidates)) < len(self.candidates):
+            raise ValueError("candidates names one twice")
         return self
 
 
@@ -165,7 +171,7 @@ class ProjectConfig(Section):
     project: str = Field(
         pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$", description="import string of the class, package.module:Class"
     )
-    task: Task
+    task: Task = Field(description='"classification" or "regression"')
     metric: str = Field("", description="primary metric; default accuracy or rmse")
     data: DataConfig = DataConfig()
     train: TrainConfig = TrainConfig()
@@ -188,16 +194,22 @@ class ProjectConfig(Section):
         return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _allowed(location: tuple[int | str, ...]) -> str:
+def _section(location: tuple[int | str, ...]) -> type[BaseModel]:
+    """Return the section that holds the key at `location`."""
     model: type[BaseModel] = ProjectConfig
     for part in location[:-1]:
-        annotation = model.model_fields[str(part)].annotation if str(part) in model.model_fields else None
+        annotation = model.model_fields[str(part)].annotation
         options = getattr(annotation, "__args__", (annotation,))
-        nested = next((o for o in options if isinstance(o, type) and issubclass(o, BaseModel)), None)
-        if nested is None:
-            return ""
-        model = nested
-    return ", ".join(model.model_fields)
+        model = next(o for o in options if isinstance(o, type) and issubclass(o, BaseModel))
+    return model
+
+
+def _allowed(location: tuple[int | str, ...]) -> str:
+    return ", ".join(_section(location).model_fields)
+
+
+def _meaning(location: tuple[int | str, ...]) -> str:
+    return _section(location).model_fields[str(location[-1])].description or ""
 
 
 def load_config(path: Path) -> ProjectConfig:
@@ -219,7 +231,7 @@ def load_config(path: Path) -> ProjectConfig:
             if problem["type"] == "extra_forbidden":
                 lines.append(f"unknown key {key!r}; allowed here: {_allowed(problem['loc'])}")
             elif problem["type"] == "missing":
-                lines.append(f"missing key {key!r}")
+                lines.append(f"missing key {key!r}: {_meaning(problem['loc'])}")
             else:
                 lines.append(f"{key}: {problem['msg']} (got {problem['input']!r})")
         raise ConfigError(f"{path}:" + "".join(f"\n  - {line}" for line in lines)) from error

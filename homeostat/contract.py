@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from homeostat.dataset import Array
 from homeostat.errors import DataInvalid, RequestInvalid
@@ -33,9 +33,16 @@ class TensorSpec(Strict):
     minimum: tuple[float, ...]
     maximum: tuple[float, ...]
 
+    @model_validator(mode="after")
+    def _range_fits_shape(self) -> TensorSpec:
+        fitting = {1, self.shape[-1] if len(self.shape) == 1 else 1}
+        if len(self.minimum) != len(self.maximum) or len(self.minimum) not in fitting:
+            raise ValueError(f"a range of {len(self.minimum)} and {len(self.maximum)} values for shape {self.shape}")
+        return self
+
 
 class ColumnSpec(Strict):
-    """One column of the project's frame, as the training rows had it."""
+    """One column of the project's frame, as the training rows had it; the range is widened by data.range_slack."""
 
     name: str
     dtype: str
@@ -74,10 +81,11 @@ class Contract(Strict):
             spec = expected[name]
             if values.dtype != np.dtype(spec.dtype):
                 raise RequestInvalid(f"input {name!r}: dtype {values.dtype}, expected {spec.dtype}")
-            if values.shape[1:] != spec.shape:
-                raise RequestInvalid(
-                    f"input {name!r}: shape {list(values.shape)}, expected [n, {', '.join(map(str, spec.shape))}]"
-                )
+            if values.ndim == 0 or values.shape[1:] != spec.shape:
+                wanted = ", ".join(("n", *map(str, spec.shape)))
+                raise RequestInvalid(f"input {name!r}: shape {list(values.shape)}, expected [{wanted}]")
+            if len(values) == 0:
+                raise RequestInvalid(f"input {name!r} has no rows")
             if rows not in (-1, len(values)):
                 raise RequestInvalid(f"input {name!r} has {len(values)} rows where another input has {rows}")
             rows = len(values)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import os
+import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,10 +31,33 @@ def _as_input(name: str, values: Any) -> Array:
             "map text to integers (pandas: df[c].astype('category').cat.codes)"
         )
     if array.dtype == np.float64:
-        array = array.astype(np.float32)
+        with np.errstate(over="ignore"):  # what float32 cannot hold becomes Inf, which the hard checks name
+            array = array.astype(np.float32)
     elif array.dtype.kind == "b":
         array = array.astype(np.int64)
     return np.ascontiguousarray(array)
+
+
+def _as_target(values: Any) -> Array:
+    array = np.asarray(values)
+    return array.astype(np.int64) if array.dtype.kind == "b" else array
+
+
+def _as_time(values: Any) -> Array:
+    try:
+        return np.asarray(values).astype("datetime64[us]")
+    except ValueError as error:
+        raise DataInvalid(f"time must be datetime64, or text such as 2026-01-31T12:00: {error}") from error
+
+
+def _as_ids(values: Any) -> Array:
+    array = np.asarray(values)
+    missing = np.array([v is None or v != v for v in array.ravel().tolist()], dtype=bool)
+    if missing.any():
+        raise DataInvalid(
+            f"ids: {missing.sum()} of {len(missing)} rows have none; every row needs the id of its entity"
+        )
+    return array.astype(str)
 
 
 @dataclass(frozen=True)
@@ -75,10 +99,10 @@ class Dataset:
         named = inputs if isinstance(inputs, Mapping) else {"x": inputs}
         dataset = cls(
             inputs={str(name): _as_input(str(name), values) for name, values in named.items()},
-            target=np.asarray(target),
+            target=_as_target(target),
             columns={name: tuple(map(str, names)) for name, names in (columns or {}).items()},
-            time=None if time is None else np.asarray(time).astype("datetime64[us]"),
-            ids=None if ids is None else np.asarray(ids).astype(str),
+            time=None if time is None else _as_time(time),
+            ids=None if ids is None else _as_ids(ids),
             slices={name: np.asarray(values).astype(str) for name, values in (slices or {}).items()},
             classes=tuple(map(str, classes)),
         )
@@ -112,6 +136,9 @@ class Dataset:
             raise DataInvalid(
                 f"no such column: {', '.join(missing)}; the frame has {', '.join(map(str, frame.columns))}"
             )
+        twice = [str(c) for c in frame.columns[frame.columns.duplicated()] if c in wanted]
+        if twice:
+            raise DataInvalid(f"the frame has two columns named {', '.join(twice)}; rename one")
         text = [
             f"column {c!r} has dtype {frame[c].dtype}; map it to numbers, e.g. .astype('category').cat.codes"
             for group in inputs.values()
@@ -121,10 +148,10 @@ class Dataset:
         if text:
             raise DataInvalid("inputs must be numeric", text)
         return cls.from_arrays(
-            {name: frame[list(group)].to_numpy() for name, group in inputs.items()},
+            {name: _matrix(frame, group) for name, group in inputs.items()},
             frame[target].to_numpy(),
             columns=inputs,
-            time=None if time is None else frame[time].to_numpy(),
+            time=None if time is None else _moments(frame[time]),
             ids=None if ids is None else frame[ids].to_numpy(),
             slices={name: frame[name].to_numpy() for name in slices},
             classes=classes,
@@ -142,6 +169,10 @@ class Dataset:
         breaches = []
         if self.target.ndim != 1:
             breaches.append(f"target has shape {self.target.shape}; it must be one value per row")
+        if self.target.dtype.kind not in "fiu":
+            breaches.append(f"target has dtype {self.target.dtype}; map classes to integers from 0, without gaps")
+        odd = [name for name in self.inputs if not (name.isascii() and name.isidentifier())]
+        breaches += [f"{name!r} cannot name an input: use letters, digits and _" for name in odd]
         if rows == 0:
             breaches.append("there are no rows")
         parts: dict[str, Array] = {f"input {name!r}": values for name, values in self.inputs.items()}
@@ -167,6 +198,21 @@ class Dataset:
             time=None if self.time is None else self.time[rows],
             ids=None if self.ids is None else self.ids[rows],
             slices={name: values[rows] for name, values in self.slices.items()},
+            classes=self.classes,
+        )
+
+    def join(self, other: Dataset) -> Dataset:
+        """Return these rows, then the other's; what the other does not have (time, ids, slices) is empty there."""
+        blank = np.full(len(other), "", dtype=str)
+        time = other.time if other.time is not None else np.full(len(other), "NaT", dtype="datetime64[us]")
+        ids = other.ids if other.ids is not None else blank
+        return Dataset(
+            inputs={name: np.concatenate([values, other.inputs[name]]) for name, values in self.inputs.items()},
+            target=np.concatenate([self.target, other.target]),
+            columns=self.columns,
+            time=None if self.time is None else np.concatenate([self.time, time]),
+            ids=None if self.ids is None else np.concatenate([self.ids, ids]),
+            slices={name: np.concatenate([v, other.slices.get(name, blank)]) for name, v in self.slices.items()},
             classes=self.classes,
         )
 
@@ -218,10 +264,30 @@ class Dataset:
         )
 
 
+def _matrix(frame: pd.DataFrame, group: Sequence[str]) -> Array:
+    """Return [n, len(group)] in one dtype: booleans become integers, what is missing NaN."""
+    return np.column_stack([_numbers(frame[name]) for name in group])
+
+
+def _numbers(column: pd.Series[Any]) -> Array:
+    if column.isna().any():
+        return column.to_numpy("float64", na_value=np.nan)
+    if column.dtype.kind == "b":
+        return column.to_numpy("int64")
+    plain: Any = getattr(column.dtype, "numpy_dtype", column.dtype)
+    return column.to_numpy(plain)
+
+
+def _moments(column: pd.Series[Any]) -> Array:
+    """Return datetime64, in UTC when the column has a time zone."""
+    zoned = getattr(column.dtype, "tz", None) is not None
+    return (column.dt.tz_convert("UTC").dt.tz_localize(None) if zoned else column).to_numpy()
+
+
 def write_artifact(path: Path, data: bytes) -> Artifact:
     """Write bytes under a temporary name, rename, and return their record."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}.tmp")
     try:
         temporary.write_bytes(data)
         temporary.replace(path)

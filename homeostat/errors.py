@@ -7,6 +7,8 @@ HomeostatError
 ├── GateFailed               something that stops a challenger
 │   ├── ExportUnsupported    the model has an operation that ONNX export cannot express
 │   └── ExportMismatch       the exported graph does not answer as the model does
+├── MonitoringFailed         a drift or quality report cannot be made or read
+├── RegistryError            MLflow answers, and refuses what was asked
 ├── BundleInvalid            bytes, signature or manifest of a bundle do not hold
 ├── ControlError             the control store refuses a change
 │   ├── Conflict             somebody else changed the row first (compare-and-set lost)
@@ -60,6 +62,14 @@ class ExportUnsupported(GateFailed):
 
 class ExportMismatch(GateFailed):
     """The exported graph does not answer as the model does."""
+
+
+class MonitoringFailed(HomeostatError):
+    """A drift or quality report cannot be made or read."""
+
+
+class RegistryError(HomeostatError):
+    """MLflow answers, and refuses what was asked."""
 
 
 class BundleInvalid(HomeostatError):

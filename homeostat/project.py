@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
@@ -13,7 +14,7 @@ import numpy as np
 
 from homeostat.config import ProjectConfig, load_config
 from homeostat.dataset import Array, Dataset
-from homeostat.errors import ConfigError
+from homeostat.errors import ConfigError, DataInvalid
 
 if TYPE_CHECKING:
     import keras
@@ -67,20 +68,22 @@ class Project(ABC):
         """
         import pandas as pd
 
-        out: dict[str, Array] = {}
+        out: list[tuple[str, Array]] = []
         for name, values in inputs.items():
             if values.ndim == 1:
-                out[name] = values
+                out.append((name, values))
             elif values.ndim == 2 and values.shape[1] <= MAX_COLUMNS:
                 names = columns.get(name) or (
                     (name,) if values.shape[1] == 1 else tuple(f"{name}_{i}" for i in range(values.shape[1]))
                 )
-                out |= {column: values[:, i] for i, column in enumerate(names)}
+                out += [(column, values[:, i]) for i, column in enumerate(names)]
             else:
                 flat = values.reshape(len(values), -1).astype(np.float32)
-                for statistic in ("mean", "std", "min", "max"):
-                    out[f"{name}_{statistic}"] = getattr(flat, statistic)(axis=1)
-        return pd.DataFrame(out)
+                out += [(f"{name}_{s}", getattr(flat, s)(axis=1)) for s in ("mean", "std", "min", "max")]
+        twice = sorted({name for name, _ in out if sum(name == other for other, _ in out) > 1})
+        if twice:
+            raise DataInvalid(f"two columns are named {', '.join(twice)}; rename one in load_data, or write to_frame")
+        return pd.DataFrame(dict(out))
 
 
 def find_project(name: str, root: Path) -> Path:
@@ -99,6 +102,7 @@ def load_project(path: Path, root: Path) -> tuple[Project, ProjectConfig]:
     module_name, _, class_name = config.project.partition(":")
     if str(root) not in sys.path:
         sys.path.insert(0, str(root))
+    importlib.invalidate_caches()
     try:
         module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
@@ -107,6 +111,8 @@ def load_project(path: Path, root: Path) -> tuple[Project, ProjectConfig]:
                 f"{path}: project = {config.project!r}: no module {module_name!r} under {root}"
             ) from error
         raise ConfigError(f"{path}: importing {module_name!r} failed: {error}; install {error.name!r}") from error
+    except (ImportError, SyntaxError) as error:
+        raise ConfigError(f"{path}: importing {module_name!r} failed: {error}") from error
     found = getattr(module, class_name, None)
     if found is None:
         there = [
@@ -121,6 +127,10 @@ def load_project(path: Path, root: Path) -> tuple[Project, ProjectConfig]:
     missing = sorted(getattr(found, "__abstractmethods__", ()))
     if missing:
         raise ConfigError(f"{path}: {config.project} does not define {', '.join(missing)}")
+    parameters = inspect.signature(found).parameters.values()
+    needed = [p.name for p in parameters if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
+    if needed:
+        raise ConfigError(f"{path}: {config.project} is made without arguments, but needs {', '.join(needed)}")
     return found(), config
 
 

@@ -62,6 +62,8 @@ class DatasetRecord:
     parts: dict[str, Artifact]
     sources: dict[str, int] = field(default_factory=dict)
     """Rows by where they come from: `project` and `traffic`."""
+    traffic: dict[str, int] = field(default_factory=dict)
+    """Rows of each part that come from traffic: its last ones."""
 
 
 @dataclass(frozen=True)
@@ -125,6 +127,8 @@ class Compression:
     reason: str
     table: Artifact
     plot: Artifact
+    failed: tuple[str, ...] = ()
+    """`name: why`, for each candidate that could not be built."""
 
     @property
     def chosen(self) -> Candidate:
@@ -263,6 +267,10 @@ class Window:
     labelled: int
     path: str
     """Parquet file of the window; empty when `rows` is 0."""
+    found: int = 0
+    """Rows captured in the window, before it was sampled down to `rows`."""
+    unreadable: int = 0
+    """Captured requests or labels that could not be decoded."""
 
 
 @dataclass(frozen=True)
@@ -296,3 +304,5 @@ class Monitoring:
     """Paths of the JSON and HTML reports."""
     predecessor: Comparison | None = None
     """The live version against its predecessor on the same labelled rows."""
+    notes: tuple[str, ...] = ()
+    """What a reader should know that is no drift: unreadable requests, labels that could not be used."""

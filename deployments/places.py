@@ -1,0 +1,109 @@
+"""Ports, URLs and the environment that every process of the stack is given."""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from homeostat.errors import ConfigError
+from homeostat.settings import Settings, load_settings
+
+HOST = "127.0.0.1"
+
+
+@dataclass(frozen=True)
+class Ports:
+    """One port for each server, all on loopback."""
+
+    prefect: int
+    mlflow: int
+    server: int
+
+    @property
+    def urls(self) -> dict[str, str]:
+        """Return what a person opens, by name."""
+        return {
+            "prefect": f"http://{HOST}:{self.prefect}",
+            "mlflow": f"http://{HOST}:{self.mlflow}",
+            "server": f"http://{HOST}:{self.server}",
+        }
+
+
+_VARIABLES = {
+    "prefect": ("HOMEOSTAT_PREFECT_PORT", 4200),
+    "mlflow": ("HOMEOSTAT_MLFLOW_PORT", 5000),
+    "server": ("HOMEOSTAT_PORT", 8080),
+}
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((HOST, port))
+        except OSError:
+            return False
+    return True
+
+
+def _any_free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind((HOST, 0))
+        return int(probe.getsockname()[1])
+
+
+def choose_ports(*, take_free: bool) -> Ports:
+    """Read the ports from the environment; a busy one is replaced if `take_free`, else a ConfigError."""
+    chosen = {}
+    for name, (variable, default) in _VARIABLES.items():
+        text = os.environ.get(variable, str(default))
+        if not text.isdigit() or not 0 < int(text) < 65536:
+            raise ConfigError(f"{variable}={text!r} is not a port (1 to 65535)")
+        port = int(text)
+        if not _is_free(port):
+            if not take_free:
+                raise ConfigError(
+                    f"port {port} ({name}) is in use; stop what listens there (ss -ltnp 'sport = :{port}'), "
+                    f"or choose another: {variable}={port + 1000} make up"
+                )
+            port = _any_free_port()
+        chosen[name] = port
+    return Ports(**chosen)
+
+
+def environment(ports: Ports, settings: Settings) -> dict[str, str]:
+    """Return the environment of every process: absolute places, local URLs, no telemetry."""
+    urls = ports.urls
+    binaries = str(Path(sys.executable).parent)
+    return {
+        **os.environ,
+        "PATH": f"{binaries}{os.pathsep}{os.environ.get('PATH', '')}",
+        "PYTHONUNBUFFERED": "1",
+        "HOMEOSTAT_ROOT": str(settings.root),
+        "HOMEOSTAT_HOME": str(settings.home),
+        "HOMEOSTAT_MLFLOW_URL": urls["mlflow"],
+        "HOMEOSTAT_SERVER_URL": urls["server"],
+        "HOMEOSTAT_PORT": str(ports.server),
+        "PREFECT_HOME": str(settings.home / "prefect"),
+        "PREFECT_PROFILES_PATH": str(settings.home / "prefect" / "profiles.toml"),
+        "PREFECT_API_URL": f"{urls['prefect']}/api",
+        "PREFECT_UI_URL": urls["prefect"],
+        "PREFECT_LOCAL_STORAGE_PATH": str(settings.home / "prefect" / "storage"),
+        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+        "PREFECT_CLI_PROMPT": "false",
+        "PREFECT_LOGGING_COLORS": "false",
+        "DO_NOT_TRACK": "1",
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+        "MLFLOW_TRACKING_URI": urls["mlflow"],
+        "TF_CPP_MIN_LOG_LEVEL": "3",
+    }
+
+
+def local_settings() -> Settings:
+    """Return the settings of this checkout, whichever folder the command is given in."""
+    here = Path(__file__).resolve().parent.parent
+    return load_settings(root=os.environ.get("HOMEOSTAT_ROOT", str(here)))

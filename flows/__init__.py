@@ -1,0 +1,1 @@
+"""One flow a file: what runs, in order, and nothing else."""

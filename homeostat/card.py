@@ -1,0 +1,177 @@
+"""The model card of a version, as markdown: what it is, its data, figures, candidates, limits and lineage.
+
+The headings follow Mitchell et al., "Model Cards for Model Reporting" (2019).
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict
+
+from homeostat.config import ProjectConfig
+from homeostat.records import (
+    Candidate,
+    Compression,
+    DatasetRecord,
+    Evaluation,
+    Export,
+    Lineage,
+    TrainedModel,
+    Validation,
+)
+
+DESCRIPTION_LIMIT = 5000
+"""Characters that MLflow's database keeps of a description."""
+
+
+def _cell(value: object) -> str:
+    return str(value).replace("|", "\\|").replace("\n", " ")
+
+
+def _table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    lines = ["| " + " | ".join(head) + " |", "|" + " --- |" * len(head)]
+    lines += ["| " + " | ".join(_cell(value) for value in row) + " |" for row in rows]
+    return "\n".join(lines)
+
+
+def _size(count: int) -> str:
+    return f"{count / 1024:.1f} KB" if count < 1024**2 else f"{count / 1024**2:.1f} MB"
+
+
+def _data(dataset: DatasetRecord, validation: Validation) -> str:
+    sources = ", ".join(f"{count} from {name}" for name, count in dataset.sources.items())
+    rows = _table(("part", "rows"), dataset.rows.items())
+    origin = f"Rows: {sources}.\n\n" if sources else ""
+    return (
+        f"{origin}{rows}\n\nSplit once, with a seed, without leakage: the test part was used for the figures "
+        f"above alone. The data passed {validation.checks} checks of its contract ({validation.contract_from})."
+    )
+
+
+def _figures(evaluation: Evaluation) -> str:
+    confidence = next(iter(evaluation.metrics.values())).confidence if evaluation.metrics else 0.95
+    rows = [
+        (f"**{name}**" if name == evaluation.primary else name, f"{i.value:.4f}", f"{i.low:.4f} to {i.high:.4f}")
+        for name, i in evaluation.metrics.items()
+    ]
+    table = _table(("metric", "value", f"{100 * confidence:g} % interval"), rows)
+    text = f"On the {evaluation.rows} rows of the test part, by the exported graph; bootstrap intervals.\n\n{table}"
+    versus = evaluation.comparison
+    if versus:
+        text += (
+            f"\n\nAgainst champion v{versus.champion_version} on the same {versus.rows} rows: {versus.metric} "
+            f"{versus.challenger:.4f} against {versus.champion:.4f}, gain {versus.gain.value:+.4f} "
+            f"({versus.gain.low:+.4f} to {versus.gain.high:+.4f}; positive is better)."
+        )
+    return text
+
+
+def _latency(candidate: Candidate) -> str:
+    one = next((t for t in candidate.latency if t.batch == 1), None)
+    return f"{one.p50_us:.0f} / {one.p99_us:.0f}" if one else "-"
+
+
+def _candidates(config: ProjectConfig, compression: Compression) -> str:
+    def row(candidate: Candidate) -> tuple[object, ...]:
+        metric = candidate.metrics.get(config.primary)
+        note = "chosen" if candidate.name == compression.winner else candidate.refused or "eligible"
+        figures = (_size(candidate.onnx.bytes), _latency(candidate), f"{candidate.max_difference:.2g}")
+        return (candidate.name, "-" if metric is None else f"{metric:.4f}", *figures, note)
+
+    head = (
+        "candidate",
+        f"{config.primary} (validation)",
+        "size",
+        "batch 1 p50 / p99 us",
+        "largest difference from fp32",
+        "note",
+    )
+    return _table(head, map(row, compression.candidates)) + f"\n\n{compression.reason}"
+
+
+def _limits(config: ProjectConfig, compression: Compression) -> str:
+    chosen = compression.chosen
+    nan = "refused" if config.serve.nan == "reject" else "let in"
+    outside = "refused" if config.serve.out_of_range == "reject" else "answered and counted"
+    limits = [
+        "The figures hold for data like the test part; drift reports say when live traffic no longer is.",
+        f"NaN and Inf in a request are {nan}; values outside the contract's range are {outside}.",
+        f"A request may hold {config.serve.max_rows} rows.",
+    ]
+    if not chosen.batch_invariant:
+        limits.append("Answers depend slightly on the other rows of a batch (activations are quantized at run time).")
+    return "\n".join(f"- {limit}" for limit in limits)
+
+
+def _lineage(lineage: Lineage, export: Export) -> str:
+    dirty = " with uncommitted changes" if lineage.git_dirty else ""
+    parent = f"v{lineage.parent_version}" if lineage.parent_version is not None else "none"
+    rows = [
+        ("pipeline run", lineage.pipeline_id),
+        ("git commit", f"`{lineage.git_commit}`{dirty}"),
+        ("dataset sha256", f"`{lineage.dataset_sha256}`"),
+        ("configuration sha256", f"`{lineage.config_sha256}`"),
+        ("requirements sha256", f"`{lineage.requirements_sha256}`"),
+        ("ONNX graph sha256", f"`{export.onnx.sha256}`"),
+        ("parent version", parent),
+    ]
+    return _table(("what", "value"), rows)
+
+
+def model_card(
+    project_doc: str,
+    config: ProjectConfig,
+    dataset: DatasetRecord,
+    validation: Validation,
+    trained: TrainedModel,
+    compression: Compression,
+    export: Export,
+    evaluation: Evaluation,
+    lineage: Lineage,
+) -> str:
+    """Write the card; project_doc is the docstring of the user's Project class."""
+    about = inspect.cleandoc(project_doc).strip() or f"The project {config.name} has no docstring."
+    facts = (
+        f"A {dataset.task} model, served as an ONNX graph ({export.candidate}, {_size(export.onnx.bytes)}). "
+        f"Trained in Keras: {trained.parameters:,} parameters, {trained.epochs} epochs, {trained.seconds:.1f} s "
+        f"on {trained.device}."
+    )
+    gates = "\n".join(f"- {gate.name}: {gate.detail}" for gate in export.gates)
+    sections = [
+        ("What it is", f"{about}\n\n{facts}"),
+        ("Figures", _figures(evaluation)),
+        ("Data", _data(dataset, validation)),
+        ("Candidates", _candidates(config, compression)),
+        ("Gates passed", gates or "none"),
+        ("Limits", _limits(config, compression)),
+        ("Lineage", _lineage(lineage, export)),
+    ]
+    return f"# {config.name}\n\n" + "\n\n".join(f"## {title}\n\n{text}" for title, text in sections) + "\n"
+
+
+def description(card: str) -> str:
+    """Return the card as the description of an MLflow version: cut where its database would refuse it."""
+    if len(card) <= DESCRIPTION_LIMIT:
+        return card
+    more = "\n\n... the whole card: model_card.md of the run\n"
+    return card[: DESCRIPTION_LIMIT - len(more)] + more
+
+
+def version_tags(
+    dataset: DatasetRecord, compression: Compression, export: Export, evaluation: Evaluation, lineage: Lineage
+) -> dict[str, str]:
+    """Return the tags of an MLflow version: digest, candidate, primary metric and lineage."""
+    primary = evaluation.metrics[evaluation.primary]
+    facts = {
+        "sha256": export.onnx.sha256,
+        "bytes": export.onnx.bytes,
+        "candidate": export.candidate,
+        "task": dataset.task,
+        "fp32_bytes": next((c.onnx.bytes for c in compression.candidates if c.name == "fp32"), ""),
+        "metric": evaluation.primary,
+        "metric_value": f"{primary.value:.6g}",
+        "metric_low": f"{primary.low:.6g}",
+        "metric_high": f"{primary.high:.6g}",
+    }
+    return {name: str(value) for name, value in (facts | asdict(lineage)).items()}

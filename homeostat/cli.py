@@ -1,0 +1,314 @@
+"""The `homeostat` command: look at models, promote them and roll them back, start projects and the server."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from homeostat import __version__
+from homeostat.errors import ConfigError, HomeostatError, NotFound
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from homeostat.control.store import ControlStore
+    from homeostat.records import LedgerEntry, Rollout
+    from homeostat.settings import Settings
+
+# Heavy imports stand in the commands: `homeostat --help` must be quick.
+
+
+class Commands(click.Group):
+    """A group whose errors of our tree are one message on stderr and exit code 1."""
+
+    def invoke(self, context: click.Context) -> Any:
+        """Run the command."""
+        try:
+            return super().invoke(context)
+        except HomeostatError as error:
+            raise click.ClickException(str(error)) from error
+
+
+def _version(value: str) -> int:
+    digits = value.removeprefix("v")
+    if not digits.isdecimal() or int(digits) < 1:
+        raise click.BadParameter(f"{value!r} is no version; write 3 or v3")
+    return int(digits)
+
+
+def _time(value: str) -> datetime:
+    try:
+        time = datetime.fromisoformat(value)
+    except ValueError as error:
+        example = "2026-01-31T12:00 or 2026-01-31T12:00:00+01:00"
+        raise click.BadParameter(f"{value!r} is no ISO 8601 time, such as {example}") from error
+    return time if time.tzinfo else time.replace(tzinfo=UTC)
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 80})
+@click.version_option(__version__, prog_name="homeostat")
+def main() -> None:
+    """Keep machine-learning models in production healthy.
+
+    Places come from the environment (HOMEOSTAT_HOME, HOMEOSTAT_CONTROL_URL, ...); what to do
+    with a model from its project.toml.
+    """
+
+
+def _settings() -> Settings:
+    from homeostat.settings import load_settings
+
+    return load_settings()
+
+
+def _store(settings: Settings) -> ControlStore:
+    from homeostat.control.store import ControlStore
+
+    return ControlStore(settings.control_url)
+
+
+def _actor() -> str:
+    return f"cli:{os.environ.get('USER') or os.environ.get('LOGNAME') or f'uid {os.getuid()}'}"
+
+
+def _show(table: Table) -> None:
+    from rich.console import Console
+
+    Console(highlight=False).print(table)
+
+
+def _short(time: str) -> str:
+    return time[:19].replace("T", " ")
+
+
+# -- projects and the server ---------------------------------------------------------------------
+
+
+@main.command()
+@click.argument("name")
+@click.option(
+    "--task", type=click.Choice(["classification", "regression"]), default="classification", show_default=True
+)
+def init(name: str, task: str) -> None:
+    """Write a new project that runs at once."""
+    from homeostat.scaffold import init_project
+
+    settings = _settings()
+    for path in init_project(name, settings.root, task):
+        click.echo(f"wrote {path.relative_to(settings.root) if path.is_relative_to(settings.root) else path}")
+
+
+@main.command()
+@click.option("--host", help="address to bind to  [default: HOMEOSTAT_HOST or 127.0.0.1]")
+@click.option("--port", type=click.IntRange(0, 65535), help="REST port  [default: HOMEOSTAT_PORT or 8080]")
+def serve(host: str | None, port: int | None) -> None:
+    """Run the model server until it is stopped."""
+    from homeostat.settings import load_settings
+
+    try:
+        from homeostat.serving.server import serve as run_server
+    except ModuleNotFoundError as error:
+        raise ConfigError(f"the model server needs {error.name}: pip install 'homeostat[serve]'") from error
+
+    given = {name: value for name, value in (("host", host), ("port", port)) if value is not None}
+    run_server(load_settings(**given))
+
+
+# -- looking -------------------------------------------------------------------------------------
+
+
+def _version_cell(standing: dict[str, Any] | None, *, since: bool = True) -> str:
+    if standing is None:
+        return "-"
+    text = f"v{standing['version']} {standing['sha256'][:8]}"
+    return f"{text}\n{_short(standing['since'])}" if since else text
+
+
+def _last_lines(status: dict[str, Any]) -> list[str]:
+    lines = []
+    for title, name in (("last verdict", "last_verdict"), ("last drift report", "last_drift")):
+        entry = status[name]
+        if entry is None:
+            lines.append(f"{status['model']}: no {title} yet")
+            continue
+        kind = entry["evidence"].get("verdict") or entry["evidence"].get("kind")
+        said = f"{kind}: {entry['reason']}" if isinstance(kind, str) else entry["reason"]
+        lines.append(f"{status['model']}: {title} {_short(entry['time'])}: {said}")
+    return lines
+
+
+@main.command()
+@click.option("--json", "as_json", is_flag=True, help="print everything, as JSON")
+def status(as_json: bool) -> None:
+    """Show each model's champion, challenger and last evidence."""
+    store = _store(_settings())
+    found = {row.model: store.status(row.model).to_json() for row in store.rows()}
+    if as_json:
+        click.echo(json.dumps(found, indent=1))
+        return
+    if not found:
+        click.echo("No model has been rolled out yet; `make run` or a lifecycle flow does that.")
+        return
+    from rich.table import Table
+
+    table = Table("model", "champion, since (UTC)", "challenger", "previous", "mode", "gen.")
+    for name, model in found.items():
+        champion = _version_cell(model["champion"])
+        others = [_version_cell(model[role], since=False) for role in ("challenger", "previous")]
+        mode = model["mode"] + (f" {model['weight']:.0%}" if model["weight"] else "")
+        table.add_row(name, champion, *others, mode, str(model["generation"]))
+    _show(table)
+    for model in found.values():
+        for line in _last_lines(model):
+            click.echo(click.wrap_text(line, width=80, subsequent_indent="  "))
+
+
+@main.command()
+@click.argument("model")
+@click.option("--json", "as_json", is_flag=True, help="print every field, as JSON")
+def history(model: str, as_json: bool) -> None:
+    """Show every decision about MODEL, oldest first."""
+    from dataclasses import asdict
+
+    entries = _store(_settings()).history(model)
+    if as_json:
+        click.echo(json.dumps([asdict(entry) for entry in entries], indent=1))
+        return
+    from rich.table import Table
+
+    table = Table("seq", "time (UTC)", "action", "ver.", "gen.", "by", "reason")
+    for entry in entries:
+        version = f"v{entry.version}" if entry.version else "-"
+        numbers = (str(entry.sequence), _short(entry.time), entry.action, version, str(entry.generation))
+        table.add_row(*numbers, entry.actor, entry.reason)
+    _show(table)
+
+
+@main.command()
+@click.argument("model", required=False)
+@click.option("--at", "time", type=_time, metavar="TIME", help="ISO 8601, UTC unless it has an offset  [default: now]")
+@click.option("--json", "as_json", is_flag=True, help="print the whole decisions, as JSON")
+def champion(model: str | None, time: datetime | None, as_json: bool) -> None:
+    """Say which version was champion at a time, of MODEL or of all."""
+    from dataclasses import asdict
+
+    store = _store(_settings())
+    models = [model] if model else [row.model for row in store.rows()]
+    at = time or datetime.now(UTC)
+    found: dict[str, LedgerEntry | None] = {}
+    for name in models:
+        try:
+            found[name] = store.champion_at(name, at)
+        except NotFound:
+            if model:
+                raise
+            found[name] = None
+    if as_json:
+        click.echo(json.dumps({name: entry and asdict(entry) for name, entry in found.items()}, indent=1))
+        return
+    for name, entry in found.items():
+        if entry is None:
+            click.echo(f"{name}: no champion yet")
+        else:
+            click.echo(f"{name}: v{entry.version} {(entry.sha256 or '')[:12]} since {_short(entry.time)} UTC")
+            click.echo(f"  {entry.action} by {entry.actor}, ledger entry {entry.sequence}")
+    if not found:
+        click.echo("No model has been rolled out yet.")
+
+
+# -- changing ------------------------------------------------------------------------------------
+
+
+def _mirror(settings: Settings, rollout: Rollout) -> None:
+    from homeostat.registry import Registry
+
+    registry = Registry(settings.mlflow_url)
+    try:
+        if not registry.exists():
+            raise NotFound(f"there is no MLflow database at {settings.mlflow_url}")
+        registry.ping(timeout_seconds=2)
+        registry.project_aliases(rollout)
+    except HomeostatError as error:
+        click.echo(f"The change holds, but MLflow's aliases do not show it yet: {error}", err=True)
+        click.echo("`homeostat reconcile` sets them later.", err=True)
+
+
+def _change(model: str, change: Callable[[ControlStore, Rollout], Rollout]) -> None:
+    settings = _settings()
+    store = _store(settings)
+    before = store.row(model)
+    after = change(store, before)
+    names = [f"v{row.champion.version}" if row.champion else "none" for row in (before, after)]
+    if after.generation == before.generation:
+        click.echo(f"{model}: {names[1]} is champion already (generation {after.generation})")
+    else:
+        click.echo(f"{model}: champion {names[0]} -> {names[1]} (generation {after.generation})")
+    _mirror(settings, after)
+
+
+@main.command()
+@click.argument("model")
+@click.argument("version", type=_version)
+@click.option("--reason", default="promoted by hand", show_default=True)
+def promote(model: str, version: int, reason: str) -> None:
+    """Make VERSION the champion of MODEL."""
+    _change(
+        model,
+        lambda store, row: store.promote(
+            model, version, expected_generation=row.generation, actor=_actor(), reason=reason
+        ),
+    )
+
+
+@main.command()
+@click.argument("model")
+@click.option("--reason", default="rolled back by hand", show_default=True)
+def rollback(model: str, reason: str) -> None:
+    """Bring the previous champion of MODEL back."""
+    _change(
+        model,
+        lambda store, row: store.rollback(model, expected_generation=row.generation, actor=_actor(), reason=reason),
+    )
+
+
+@main.command()
+def reconcile() -> None:
+    """Make MLflow's @champion and @challenger mirror the rollout rows."""
+    from homeostat.registry import Registry
+
+    settings = _settings()
+    store, registry = _store(settings), Registry(settings.mlflow_url)
+    rows = store.rows()
+    for row in rows:
+        repairs = registry.project_aliases(row)
+        for line in repairs:
+            click.echo(line)
+        if repairs:
+            store.record(
+                row.model, "reconcile", actor=_actor(), reason="; ".join(repairs), evidence={"repairs": repairs}
+            )
+        else:
+            click.echo(f"{row.model}: the aliases agree")
+    if not rows:
+        click.echo("No model has been rolled out yet.")
+
+
+@main.group()
+def ledger() -> None:
+    """Look after the decision ledger."""
+
+
+@ledger.command()
+def verify() -> None:
+    """Check the ledger's hash chain, and the rollout rows against it."""
+    count = _store(_settings()).verify()
+    click.echo(f"The ledger holds: {count} {'entry' if count == 1 else 'entries'}.")
+
+
+if __name__ == "__main__":
+    main()

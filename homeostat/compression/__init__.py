@@ -1,0 +1,1 @@
+"""Smaller forms of a model, each measured as the exported graph, and the choice by a budget."""

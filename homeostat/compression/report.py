@@ -1,0 +1,55 @@
+"""The candidates for a person: a table in markdown, and the trade-off as a picture."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from pathlib import Path
+
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from homeostat.dataset import write_artifact
+from homeostat.records import Artifact, Candidate
+
+
+def write_table(
+    candidates: Sequence[Candidate], winner: str, reason: str, failed: Sequence[str], path: Path
+) -> Artifact:
+    """Write one row a candidate: metrics on validation, bytes, latency, and why it was refused."""
+    metrics, batches = list(candidates[0].metrics), [latency.batch for latency in candidates[0].latency]
+    heads = ["candidate", *metrics, "bytes", *(f"p50 / p99 us at batch {b}" for b in batches), ""]
+    lines = [f"**{winner}**: {reason}", "", f"| {' | '.join(heads)} |", f"|---|{'---:|' * (len(heads) - 2)}---|"]
+    for one in candidates:
+        cells = [
+            one.name,
+            *(f"{one.metrics[name]:.4f}" for name in metrics),
+            f"{one.onnx.bytes:,}",
+            *(f"{latency.p50_us:.1f} / {latency.p99_us:.1f}" for latency in one.latency),
+            "chosen" if one.name == winner else one.refused,
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    lines += ["", *(f"Not built: {text}" for text in failed)]
+    return write_artifact(path, ("\n".join(lines).rstrip() + "\n").encode())
+
+
+def write_plot(candidates: Sequence[Candidate], winner: str, primary: str, path: Path) -> Artifact:
+    """Write a PNG: bytes against the primary metric and against latency at batch 1, a point a candidate."""
+    figure = Figure(figsize=(9, 3.6), layout="constrained")
+    FigureCanvasAgg(figure)
+    left, right = figure.subplots(1, 2)
+    for axes, label in ((left, f"{primary} on validation"), (right, "p50 at batch 1 (us)")):
+        for one in candidates:
+            y = one.metrics[primary] if axes is left else one.latency[0].p50_us
+            color = "#1a7f37" if one.name == winner else "#9a9a9a" if one.refused else "#1f5fa8"
+            axes.scatter(one.onnx.bytes / 1000, y, s=70, color=color, zorder=3)
+            axes.annotate(one.name, (one.onnx.bytes / 1000, y), xytext=(6, 6), textcoords="offset points", fontsize=9)
+        axes.set_xlabel("ONNX file (kB)")
+        axes.set_ylabel(label)
+        axes.margins(x=0.25, y=0.25)
+        axes.grid(alpha=0.3)
+        axes.set_xlim(left=0)
+    figure.suptitle(f"Candidates: {winner} chosen (green); grey ones are over the budget", fontsize=11)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=120)
+    return write_artifact(path, buffer.getvalue())

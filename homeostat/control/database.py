@@ -1,0 +1,141 @@
+"""The control store's database: SQLite in WAL mode or PostgreSQL by URL, and its failures as ours."""
+
+from __future__ import annotations
+
+import logging
+import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import Connection, Engine, create_engine, event, insert, inspect, select
+from sqlalchemy.engine import URL, make_url
+from sqlalchemy.exc import ArgumentError, DBAPIError, InterfaceError, NoSuchModuleError, OperationalError
+from sqlalchemy.pool import NullPool
+
+from homeostat.control.tables import head, metadata
+from homeostat.errors import ConfigError, ControlError, ControlUnavailable
+
+logger = logging.getLogger(__name__)
+
+GENESIS = "0" * 64
+"""`previous_hash` of the first ledger entry."""
+
+# SQLite says "operational" of faults that no retry mends: no such table, read-only file.
+_LASTING = ("SQLITE_ERROR", "SQLITE_READONLY", "SQLITE_PERM", "SQLITE_AUTH")
+
+
+def _parse(url: str) -> URL:
+    try:
+        return make_url(url)
+    except ArgumentError as error:
+        raise ConfigError(
+            f"HOMEOSTAT_CONTROL_URL {url!r} is not a database URL; "
+            "use sqlite:////path/control.db or postgresql+psycopg://user:password@host/database"
+        ) from error
+
+
+def _on_sqlite_connect(connection: sqlite3.Connection, _record: Any) -> None:
+    connection.isolation_level = None  # transactions begin where we say so
+    if connection.execute("PRAGMA journal_mode").fetchone()[0] != "wal":
+        connection.execute("PRAGMA journal_mode = WAL")
+    connection.execute("PRAGMA synchronous = FULL")  # a decision survives a power cut
+
+
+def _on_sqlite_begin(connection: Connection) -> None:
+    writes = connection.get_execution_options().get("writes", False)
+    connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
+
+
+class Database:
+    """An engine without a pool (decisions are rare), and transactions whose failures are of our tree."""
+
+    def __init__(self, url: str, *, timeout_seconds: float = 5.0) -> None:
+        self.url = _parse(url)
+        self.where = self.url.render_as_string(hide_password=True)
+        self.engine = self._engine(timeout_seconds)
+        self._ready = False
+
+    def _engine(self, timeout_seconds: float) -> Engine:
+        sqlite = self.url.get_backend_name() == "sqlite"
+        arguments = {"timeout": timeout_seconds} if sqlite else {"connect_timeout": max(1, round(timeout_seconds))}
+        try:
+            engine = create_engine(self.url, poolclass=NullPool, connect_args=arguments)
+        except NoSuchModuleError as error:
+            raise ConfigError(f"HOMEOSTAT_CONTROL_URL {self.where}: {error}; use sqlite or postgresql") from error
+        except ModuleNotFoundError as error:
+            raise ConfigError(
+                f"{self.where} needs {error.name}: pip install 'homeostat[postgres]' and postgresql+psycopg://"
+            ) from error
+        if sqlite:
+            event.listen(engine, "connect", _on_sqlite_connect)
+            event.listen(engine, "begin", _on_sqlite_begin)
+        return engine
+
+    @contextmanager
+    def read(self) -> Iterator[Connection]:
+        """Yield a connection in one read transaction."""
+        self._prepare()
+        with self._failures(), self.engine.connect() as connection:
+            yield connection
+
+    @contextmanager
+    def write(self) -> Iterator[Connection]:
+        """Yield a connection that holds the write lock; commits at the end, or rolls back on any error."""
+        self._prepare()
+        with (
+            self._failures(),
+            self.engine.connect().execution_options(writes=True) as connection,
+            connection.begin(),
+        ):
+            connection.execute(select(head).with_for_update()).all()  # every writer queues here
+            yield connection
+
+    def _prepare(self) -> None:
+        if self._ready:
+            return
+        if self.url.get_backend_name() == "sqlite" and self.url.database:
+            try:
+                Path(self.url.database).parent.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise ControlError(f"control store {self.where}: cannot make its folder: {error}") from error
+        with self._failures():
+            if not self._is_complete():
+                self._create()
+        self._ready = True
+
+    def _is_complete(self) -> bool:
+        with self.engine.connect() as connection:
+            if not set(metadata.tables) <= set(inspect(connection).get_table_names()):
+                return False
+            return connection.execute(select(head.c.id)).first() is not None
+
+    def _create(self) -> None:
+        try:
+            with self.engine.connect().execution_options(writes=True) as connection, connection.begin():
+                metadata.create_all(connection)
+                if connection.execute(select(head.c.id)).first() is None:
+                    connection.execute(insert(head).values(id=1, sequence=0, time="", hash=GENESIS))
+        except DBAPIError:
+            # PostgreSQL lets two creators collide; the loser finds the winner's tables
+            if not self._is_complete():
+                raise
+
+    @contextmanager
+    def _failures(self) -> Iterator[None]:
+        try:
+            yield
+        except DBAPIError as error:
+            cause = error.orig
+            code = getattr(cause, "sqlite_errorname", "") or ""
+            passing = isinstance(error, OperationalError | InterfaceError) or error.connection_invalidated
+            if passing and not code.startswith(_LASTING):
+                raise ControlUnavailable(
+                    f"control store {self.where} does not answer: {cause}; "
+                    "is it running, reachable, and not held by another process?"
+                ) from error
+            raise ControlError(
+                f"control store {self.where} cannot be used: {cause}; restore it from a backup, "
+                "then run `homeostat ledger verify`"
+            ) from error

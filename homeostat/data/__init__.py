@@ -1,0 +1,1 @@
+"""Checked, split and profiled data, and the contract as a Great Expectations suite."""

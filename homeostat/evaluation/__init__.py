@@ -1,0 +1,1 @@
+"""How good an exported graph is: metrics with intervals, and paired comparison on the same rows."""

@@ -1,0 +1,146 @@
+"""Final figures of an exported graph on the test part, the project's bar, and the champion on the same rows."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from homeostat.config import ProjectConfig
+from homeostat.dataset import Array, Dataset, read_artifact
+from homeostat.errors import DataInvalid, GateFailed
+from homeostat.evaluation.metrics import (
+    higher_is_better,
+    matrix,
+    measure,
+    point_metrics,
+    primary_of,
+    read_answers,
+)
+from homeostat.evaluation.paired import gain_interval, metric_intervals
+from homeostat.evaluation.slices import slice_table
+from homeostat.evaluation.weighted import weighted_metrics
+from homeostat.inference import predict
+from homeostat.project import Project
+from homeostat.records import Artifact, Comparison, DatasetRecord, Evaluation, Interval
+
+log = logging.getLogger(__name__)
+
+
+def evaluate(
+    project: Project,
+    config: ProjectConfig,
+    record: DatasetRecord,
+    onnx: Artifact,
+    champion: tuple[int, bytes] | None,
+    workspace: Path,
+) -> Evaluation:
+    """Measure the graph on the test part, and the champion (version, ONNX graph) on the same rows.
+
+    Writes a plot, and a table of slices if the project has any, to workspace/evaluation. Raises
+    GateFailed when answers are no probabilities or not finite, or the primary metric misses
+    gate.min_metric or gate.max_metric; ConfigError when the primary metric is not measured.
+    """
+    from homeostat.evaluation.plots import draw_plot  # matplotlib
+
+    data = Dataset.load(record.parts["test"])
+    seed = config.train.seed
+    graph = read_artifact(onnx)
+    outputs = matrix(predict(graph, data.inputs))
+    check_answers(config, outputs)
+    metrics = intervals(project, config, data.target, outputs, seed, data.ids)
+    primary = primary_of(config, metrics)
+    log.info("%s %.4f on %d test rows", primary, metrics[primary].value, len(data))
+    plots = [draw_plot(config, data, outputs, workspace / "evaluation")]
+    table = slice_table(project, config, data, outputs, workspace / "evaluation")
+    plots += [table] if table else []
+    check_bar(config, primary, metrics[primary], len(data))
+    comparison = None
+    if champion is not None:
+        comparison = compare(project, config, data, graph, champion[1], champion[0], seed)
+    return Evaluation(primary, metrics, len(data), tuple(plots), comparison)
+
+
+def intervals(
+    project: Project,
+    config: ProjectConfig,
+    target: Array,
+    outputs: Mapping[str, Array] | Array,
+    seed: int,
+    ids: Array | None = None,
+) -> dict[str, Interval]:
+    """Return every metric with its bootstrap interval (gate.bootstrap resamples, gate.confidence).
+
+    target: [n]. outputs: [n, k], or output name -> [n, k]. ids: [n] entities, drawn whole. The
+    ends are NaN with fewer than two rows (or entities). Raises DataInvalid without rows.
+    """
+    answers = read_answers(config.task, target, outputs)
+    values = {name: value(answers) for name, value in point_metrics(project, config.task, answers).items()}
+    weighted = weighted_metrics(project, config.task)
+    found = metric_intervals([weighted[name] for name in values], answers, config.gate, seed, ids)
+    return {name: replace(interval, value=values[name]) for name, interval in zip(values, found, strict=True)}
+
+
+def compare(
+    project: Project,
+    config: ProjectConfig,
+    data: Dataset,
+    challenger: bytes,
+    champion: bytes,
+    champion_version: int,
+    seed: int,
+) -> Comparison:
+    """Score two ONNX graphs by the primary metric on the same rows, with the paired interval of the gain.
+
+    The gain is in units of the metric, and positive when the challenger is better. Raises
+    GateFailed when the champion does not take these rows.
+    """
+    mine = predict(challenger, data.inputs)
+    try:
+        theirs = predict(champion, data.inputs)
+    except DataInvalid as error:
+        raise GateFailed(
+            f"champion v{champion_version} of {config.name} cannot be scored on the same rows: {error}; "
+            "a model with other inputs is another model: give the project a new name"
+        ) from error
+    first, second = measure(project, config, data.target, mine), measure(project, config, data.target, theirs)
+    name = primary_of(config, {key: 0 for key in first if key in second})
+    answers = [read_answers(config.task, data.target, outputs) for outputs in (mine, theirs)]
+    up = higher_is_better(name)
+    better, worse = answers if up else reversed(answers)
+    gain = gain_interval(weighted_metrics(project, config.task)[name], better, worse, config.gate, seed, data.ids)
+    value = first[name] - second[name] if up else second[name] - first[name]
+    return Comparison(name, champion_version, len(data), first[name], second[name], replace(gain, value=value))
+
+
+def check_answers(config: ProjectConfig, outputs: Array) -> None:
+    """Raise GateFailed unless every answer [n, k] is finite and, in classification, a probability."""
+    lost = int((~np.isfinite(outputs)).any(axis=1).sum())
+    if lost:
+        raise GateFailed(
+            f"{lost} of {len(outputs)} test rows get an answer that is NaN or infinite; "
+            "clip or impute inside the model, or lower train.learning_rate"
+        )
+    slack = 1e-3
+    if config.task == "classification" and (outputs.min() < -slack or outputs.max() > 1 + slack):
+        raise GateFailed(
+            f"the answers lie in [{outputs.min():.3g}, {outputs.max():.3g}], which are no probabilities; "
+            "end the model of build_model in softmax, or in one sigmoid"
+        )
+
+
+def check_bar(config: ProjectConfig, name: str, found: Interval, rows: int) -> None:
+    """Raise GateFailed when the primary metric misses gate.min_metric or gate.max_metric."""
+    gate = config.gate
+    bars = (("min_metric", gate.min_metric, "below"), ("max_metric", gate.max_metric, "above"))
+    for key, bar, side in bars:
+        if bar is None or (found.value >= bar if side == "below" else found.value <= bar):
+            continue
+        raise GateFailed(
+            f"{name} {found.value:.4g} is {abs(found.value - bar):.3g} {side} gate.{key} {bar:g} "
+            f"({100 * found.confidence:g} % interval {found.low:.4g} to {found.high:.4g}) on {rows} test rows; "
+            f"nothing is registered: train longer, change the model or its data, or move the bar in project.toml"
+        )

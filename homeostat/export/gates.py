@@ -1,0 +1,156 @@
+"""The gates of an exported graph: each raises with the fact, or returns what it has seen."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import onnx
+
+from homeostat.dataset import Array
+from homeostat.errors import ExportMismatch, ExportUnsupported, GateFailed
+from homeostat.export.onnx import declared_inputs, unknown_ops
+from homeostat.inference import predict, session
+from homeostat.records import Gate, Task
+
+CONTRIBUTED = frozenset(
+    {"DynamicQuantizeLSTM", "DynamicQuantizeMatMul", "FusedConv", "MatMulIntegerToFloat", "QGemm", "QLinearAdd",
+     "QLinearAveragePool", "QLinearConcat", "QLinearGlobalAveragePool", "QLinearLeakyRelu", "QLinearMul",
+     "QLinearSigmoid", "QLinearSoftmax"}
+)  # fmt: skip
+"""Operators of ONNX Runtime's own domain (com.microsoft) that its quantizer writes."""
+
+INVARIANCE_TOLERANCE = 1e-5
+
+
+def check_structure(data: bytes) -> Gate:
+    """Check the whole graph (types and shapes too), and that every weight is in these bytes."""
+    proto = onnx.load_from_string(data)
+    for tensor in proto.graph.initializer:
+        if tensor.data_location == onnx.TensorProto.EXTERNAL:
+            raise GateFailed(f"weight {tensor.name!r} is in another file; export with every weight inside")
+    try:
+        onnx.checker.check_model(proto, full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        raise ExportUnsupported(f"the ONNX checker refuses the graph: {error!s:.500}") from error
+    return Gate("checker", f"{len(proto.graph.node)} nodes, opset {proto.opset_import[0].version}")
+
+
+def check_operators(data: bytes) -> Gate:
+    """Check that each operator is one that ONNX, or ONNX Runtime's quantizer, defines."""
+    proto = onnx.load_from_string(data)
+    unknown = unknown_ops(proto)
+    unknown += [
+        f"com.microsoft.{node.op_type} ({node.name})"
+        for node in proto.graph.node
+        if node.domain == "com.microsoft" and node.op_type not in CONTRIBUTED
+    ]
+    if proto.functions:
+        unknown.append(f"{len(proto.functions)} functions of the model's own")
+    if unknown:
+        raise ExportUnsupported(f"the graph has operators that are not served: {', '.join(unknown[:5])}")
+    return Gate("operators", f"{len({node.op_type for node in proto.graph.node})} kinds, all known")
+
+
+_NUMPY = {"tensor(float)": "float32", "tensor(double)": "float64", "tensor(float16)": "float16", "tensor(bool)": "bool"}
+
+
+def check_inputs(data: bytes, inputs: Mapping[str, Array]) -> Gate:
+    """Check that the graph asks for exactly the dataset's inputs, each with an open batch dimension."""
+    found = {}
+    for node in session(data).get_inputs():
+        dtype = _NUMPY.get(node.type, node.type.removeprefix("tensor(").removesuffix(")"))
+        if not node.shape or isinstance(node.shape[0], int):
+            raise GateFailed(f"input {node.name!r} has the fixed shape {node.shape}; its first dimension must be open")
+        found[node.name] = (dtype, tuple(node.shape[1:]))
+    declared = declared_inputs(inputs)
+    if found != declared:
+        raise GateFailed(
+            f"the graph asks for {found}, the dataset has {declared}; a state of a layer (Normalization, lookup) "
+            "that became an input was not frozen"
+        )
+    return Gate(
+        "inputs", ", ".join(f"{name} {dtype}[n, {', '.join(map(str, s))}]" for name, (dtype, s) in found.items())
+    )
+
+
+def _first(inputs: Mapping[str, Array], rows: int) -> dict[str, Array]:
+    return {name: values[:rows] for name, values in inputs.items()}
+
+
+def check_parity(data: bytes, inputs: Mapping[str, Array], expected: Array, tolerance: float) -> Gate:
+    """Check the answers against Keras' on real rows at batch 1, 2 and n: |a-b| <= tolerance * (1 + |b|).
+
+    expected: [n, k], Keras' outputs. Raises ExportMismatch with the worst row and both values.
+    """
+    loaded, worst = session(data), 0.0
+    for rows in sorted({1, min(2, len(expected)), len(expected)}):
+        found = predict(loaded, _first(inputs, rows), batch=rows)
+        if found.shape != expected[:rows].shape:
+            raise ExportMismatch(f"the graph answers {found.shape} where Keras answers {expected[:rows].shape}")
+        if not np.isfinite(found).all():
+            raise ExportMismatch(f"the graph answers NaN or Inf at batch {rows}; Keras does not")
+        error = np.abs(found - expected[:rows]) / (1 + np.abs(expected[:rows]))
+        worst = max(worst, float(error.max()))
+        if error.max() > tolerance:
+            row, column = np.unravel_index(int(error.argmax()), error.shape)
+            raise ExportMismatch(
+                f"row {row}, output {column} at batch {rows}: the graph answers {found[row, column]:.6g}, Keras "
+                f"{expected[row, column]:.6g}; the difference {error.max():.2g} is over export.tolerance {tolerance:g}"
+            )
+    return Gate("parity", f"{len(expected)} rows, largest difference {worst:.1e}")
+
+
+def agreement(found: Array, expected: Array, task: Task) -> float:
+    """Return how far a quantized graph agrees: the share of equal classes, or R2 against Keras' answers."""
+    if task == "classification":
+        if expected.shape[1] == 1:
+            return float(np.mean((found >= 0.5) == (expected >= 0.5)))
+        return float(np.mean(found.argmax(axis=1) == expected.argmax(axis=1)))
+    spread = float(np.sum((expected - expected.mean()) ** 2))
+    return 1.0 - float(np.sum((found - expected) ** 2)) / spread if spread else float(np.allclose(found, expected))
+
+
+def check_agreement(data: bytes, inputs: Mapping[str, Array], expected: Array, task: Task, least: float) -> Gate:
+    """Check a quantized graph at batch 1, 2 and n: finite, of Keras' shape, and agreeing with Keras on n rows."""
+    loaded = session(data)
+    for rows in sorted({1, min(2, len(expected)), len(expected)}):
+        found = predict(loaded, _first(inputs, rows), batch=rows)
+        if found.shape != expected[:rows].shape or not np.isfinite(found).all():
+            raise ExportMismatch(f"at batch {rows} the graph answers {found.shape}, finite: {np.isfinite(found).all()}")
+    share = agreement(found, expected, task)
+    if share < least:
+        what = "classes equal Keras'" if task == "classification" else "R2 against Keras' answers"
+        raise ExportMismatch(f"{what}: {share:.4f} on {len(expected)} rows, under export.quantized_agreement {least:g}")
+    return Gate("parity", f"{len(expected)} rows, agreement {share:.4f}")
+
+
+def batch_invariance(data: bytes, inputs: Mapping[str, Array]) -> float:
+    """Return the largest relative change of a row's answer when its neighbours are extreme or NaN.
+
+    A graph whose scales depend on the whole batch (dynamic quantization) lets one client's row
+    change another's answer; inf when a neighbour's NaN reaches it.
+    """
+    loaded, worst = session(data), 0.0
+    alone = predict(loaded, _first(inputs, 1), batch=1)
+    neighbours: list[dict[str, Any]] = []
+    for make in (lambda v: v * 1000 + 1000, lambda v: np.full_like(v, np.nan)):
+        floats = {n: make(v[1:2]) if v.dtype.kind == "f" else v[1:2] for n, v in inputs.items()}
+        neighbours.append({n: np.concatenate([v[:1], floats[n], v[1:3]]) for n, v in inputs.items()})
+    for batch in neighbours:
+        together = predict(loaded, batch, batch=len(next(iter(batch.values()))))[:1]
+        change = np.abs(together - alone) / (1 + np.abs(alone))
+        worst = max(worst, float(change.max()) if np.isfinite(change).all() else float("inf"))
+    return worst
+
+
+def check_batch_invariance(data: bytes, inputs: Mapping[str, Array]) -> Gate:
+    """Check that a row's answer does not depend on the rows beside it."""
+    change = batch_invariance(data, inputs)
+    if change > INVARIANCE_TOLERANCE:
+        raise GateFailed(
+            f"a row's answer changes by {change:.2g} with its neighbours in the batch (allowed "
+            f"{INVARIANCE_TOLERANCE:g}): leave dynamic_int8 out of compress.candidates"
+        )
+    return Gate("batch-invariance", f"largest change {change:.1e}")

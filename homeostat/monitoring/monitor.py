@@ -1,0 +1,166 @@
+"""One look at a window of live traffic: drift, quality on labels, latency, and the version before."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from homeostat.config import ProjectConfig
+from homeostat.dataset import Array
+from homeostat.errors import ConfigError, GateFailed, MonitoringFailed
+from homeostat.monitoring.columns import answered_frame, watched_frame
+from homeostat.monitoring.drift import Drift, find_drift
+from homeostat.monitoring.figures import figures, summary
+from homeostat.monitoring.performance import MIN_LABELLED, beside_predecessor, latency, live_quality, usable_labels
+from homeostat.monitoring.reference import Reference, load_reference
+from homeostat.monitoring.reports import quality_report
+from homeostat.monitoring.traffic import TrafficRows
+from homeostat.monitoring.window import read_window
+from homeostat.project import Project
+from homeostat.records import Comparison, Monitoring
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+logger = logging.getLogger(__name__)
+
+__all__ = ["figures", "monitor", "summary"]
+
+
+def monitor(
+    project: Project,
+    config: ProjectConfig,
+    *,
+    version: int,
+    onnx: bytes,
+    reference: bytes,
+    predecessor: tuple[int, bytes] | None,
+    traffic: Path,
+    workspace: Path,
+    since: datetime,
+    champion_since: datetime,
+    now: datetime,
+    seed: int,
+) -> Monitoring:
+    """Hold what the live version answered from `since` to `now` against its reference.
+
+    version, onnx, reference: the live version's, out of its bundle. predecessor: (version, ONNX
+    graph) of the champion before it, which is replayed on all labelled rows answered since
+    `champion_since`; rows from before that time, or of another version, never count. Writes
+    window.parquet and the reports into `workspace`. Raises BundleInvalid (reference), DataInvalid
+    or Unavailable (capture), MonitoringFailed (drift report).
+    """
+    since, champion_since, now = (_utc(moment) for moment in (since, champion_since, now))
+    expected = load_reference(reference)
+
+    def to_frame(inputs: Mapping[str, Array], outputs: Mapping[str, Array]) -> pd.DataFrame:
+        return watched_frame(project, config.task, inputs, expected.columns, outputs)
+
+    window, rows = read_window(
+        traffic,
+        config.name,
+        max(since, champion_since),
+        now,
+        config.monitor.max_rows,
+        workspace,
+        version,
+        seed=seed,
+        to_frame=to_frame,
+    )
+    labelled = usable_labels(rows, config.task)
+    drift = _drift(project, config, expected, rows, workspace, html=len(labelled) > 0)
+    quality_reports, no_report = _quality_reports(config, expected, labelled, workspace)
+    comparison, no_comparison = _comparison(
+        project, config, (version, onnx), predecessor, traffic=traffic, since=champion_since, now=now, seed=seed
+    )
+    p50, p99 = latency(rows)
+    return Monitoring(
+        model=config.name,
+        version=version,
+        window=window,
+        drifted=drift.drifted,
+        reason=drift.reason,
+        columns=drift.columns,
+        faults=drift.faults,
+        quality=live_quality(project, config, labelled, seed),
+        latency_p50_ms=p50,
+        latency_p99_ms=p99,
+        reports=drift.reports + quality_reports,
+        predecessor=comparison,
+        notes=_notes(rows, labelled) + no_report + no_comparison,
+    )
+
+
+def _utc(moment: datetime) -> datetime:
+    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+
+
+def _comparison(
+    project: Project,
+    config: ProjectConfig,
+    live: tuple[int, bytes],
+    predecessor: tuple[int, bytes] | None,
+    *,
+    traffic: Path,
+    since: datetime,
+    now: datetime,
+    seed: int,
+) -> tuple[Comparison | None, tuple[str, ...]]:
+    """Compare with the predecessor; where these rows do not allow it, return a note instead."""
+    try:
+        return beside_predecessor(
+            project, config, live, predecessor, traffic=traffic, since=since, now=now, seed=seed
+        ), ()
+    except (GateFailed, ConfigError) as error:
+        logger.warning("%s: not compared with its predecessor: %s", config.name, error)
+        return None, (f"not compared with the predecessor: {error}",)
+
+
+def _drift(
+    project: Project, config: ProjectConfig, reference: Reference, rows: TrafficRows, workspace: Path, *, html: bool
+) -> Drift:
+    if not len(rows):
+        return Drift(False, "no captured request of this version in the window: not tested")
+    absent = sorted(reference.inputs.keys() - rows.inputs.keys())
+    if absent:
+        return Drift(True, f"inputs absent: {', '.join(absent)}", faults=tuple(f"{name}: absent" for name in absent))
+    expected = watched_frame(project, config.task, reference.inputs, reference.columns, reference.outputs)
+    current = watched_frame(project, config.task, rows.inputs, reference.columns, rows.outputs)
+    return find_drift(expected, current, config, workspace, html=html)
+
+
+def _quality_reports(
+    config: ProjectConfig, reference: Reference, labelled: TrafficRows, workspace: Path
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Write Evidently's quality report of the labelled rows; return its paths, and notes on why there is none.
+
+    Nothing rests on it (quality and predecessor are our own figures), so its failure is a note.
+    """
+    if len(labelled) < MIN_LABELLED:
+        return (), ()
+    try:
+        report = quality_report(
+            answered_frame(config.task, reference.outputs, reference.target),
+            answered_frame(config.task, labelled.outputs, labelled.labels),
+            config.task,
+        )
+    except MonitoringFailed as error:
+        logger.warning("%s: no quality report: %s", config.name, error, exc_info=True)
+        return (), (f"no quality report: {error}",)
+    return (report.write_json(workspace / "quality.json"), report.write_html(workspace / "quality.html")), ()
+
+
+def _notes(rows: TrafficRows, labelled: TrafficRows) -> tuple[str, ...]:
+    notes = []
+    if rows.found > len(rows) + len(rows.unreadable):
+        notes.append(f"a sample of {len(rows)} of {rows.found} rows")
+    if rows.unreadable:
+        more = f" and {len(rows.unreadable) - 3} more" if len(rows.unreadable) > 3 else ""
+        notes.append(f"{len(rows.unreadable)} unreadable: {'; '.join(rows.unreadable[:3])}{more}")
+    unusable = int(rows.labelled.sum()) - len(labelled)
+    if unusable:
+        notes.append(f"{unusable} labels are not one of the classes: left out")
+    return tuple(notes)

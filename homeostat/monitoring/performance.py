@@ -1,0 +1,94 @@
+"""How well the live version answers: quality on labelled rows, the version before it on the same rows, latency."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from pathlib import Path
+
+import numpy as np
+
+from homeostat.config import ProjectConfig
+from homeostat.dataset import Array, Dataset
+from homeostat.evaluation.evaluate import compare, intervals
+from homeostat.evaluation.metrics import matrix
+from homeostat.monitoring.traffic import TrafficRows, read_rows
+from homeostat.monitoring.window import possible_classes
+from homeostat.project import Project
+from homeostat.records import Comparison, Interval, Task
+
+MIN_LABELLED = 10
+"""With fewer labelled rows an interval says nothing."""
+
+
+def usable_labels(rows: TrafficRows, task: Task) -> TrafficRows:
+    """Return the rows whose label can be held against the answer: in classification, one of its classes."""
+    labelled = rows.take(rows.labelled)
+    if task == "regression" or not len(labelled):
+        return labelled
+    classes = max(2, matrix(labelled.outputs).shape[1])
+    return labelled.take(possible_classes(labelled.labels, classes))
+
+
+def live_quality(project: Project, config: ProjectConfig, labelled: TrafficRows, seed: int) -> dict[str, Interval]:
+    """Return each metric of the answers that were given, with its bootstrap interval; empty with too few labels."""
+    if len(labelled) < MIN_LABELLED:
+        return {}
+    return intervals(project, config, labelled.labels, labelled.outputs, seed, independent_ids(labelled))
+
+
+def beside_predecessor(
+    project: Project,
+    config: ProjectConfig,
+    live: tuple[int, bytes],
+    predecessor: tuple[int, bytes] | None,
+    *,
+    traffic: Path,
+    since: datetime,
+    now: datetime,
+    seed: int,
+) -> Comparison | None:
+    """Replay both versions' graphs on the labelled rows that the live version has answered since it became champion.
+
+    live, predecessor: (version, ONNX graph). A positive gain means that the live version is
+    better. None without a predecessor, or with fewer than config.rollout.rollback_min_labels
+    rows. Raises GateFailed when the predecessor does not take these rows, ConfigError when the
+    primary metric cannot be measured on them.
+    """
+    if predecessor is None:
+        return None
+    version, onnx = live
+    rows = read_rows(
+        traffic,
+        config.name,
+        since,
+        now,
+        config.monitor.max_rows,
+        version=version,
+        labelled_only=True,
+        seed=seed,
+    )
+    rows = usable_labels(rows, config.task)
+    if len(rows) < config.rollout.rollback_min_labels:
+        return None
+    dtype = np.int64 if config.task == "classification" else np.float64
+    data = Dataset(inputs=rows.inputs, target=rows.labels.astype(dtype), ids=independent_ids(rows))
+    return compare(project, config, data, onnx, predecessor[1], predecessor[0], seed)
+
+
+def independent_ids(rows: TrafficRows) -> Array:
+    """Return [n] str: the entity that a row is about, or the row itself where none was sent.
+
+    An interval draws whole entities: ten answers about one patient are not ten patients.
+    """
+    own = np.char.add("row ", np.arange(len(rows)).astype(str))
+    ids: Array = np.where(rows.entity_ids == "", own, np.char.add("id ", rows.entity_ids))
+    return ids
+
+
+def latency(rows: TrafficRows) -> tuple[float | None, float | None]:
+    """Return p50 and p99 of the requests' milliseconds, None without any."""
+    milliseconds = rows.request_milliseconds
+    if not len(milliseconds):
+        return None, None
+    p50, p99 = np.percentile(milliseconds, [50, 99])
+    return float(p50), float(p99)

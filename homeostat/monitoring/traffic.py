@@ -1,0 +1,284 @@
+"""Captured requests, answers and late labels, read from the server's SQLite file beside its writer."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sqlite3
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from homeostat.dataset import Array
+from homeostat.errors import DataInvalid, Unavailable
+from homeostat.tensors import unpack
+
+logger = logging.getLogger(__name__)
+
+CHUNK = 500
+"""Requests fetched by one statement; SQLite allows 999 parameters in its oldest builds."""
+
+
+@dataclass(frozen=True)
+class TrafficRows:
+    """Rows of answered requests, oldest first; a request of k rows gives k of them.
+
+    inputs, outputs: name -> [n, ...]. labels: [n] float64, NaN where there is none (yet).
+    entity_ids (empty where none was sent), request_ids: [n] str. versions: [n] int64.
+    times: [n] float64, unix seconds. milliseconds: [n] float64, of the whole request.
+    """
+
+    inputs: dict[str, Array] = field(default_factory=dict)
+    outputs: dict[str, Array] = field(default_factory=dict)
+    labels: Array = field(default_factory=lambda: np.empty(0))
+    entity_ids: Array = field(default_factory=lambda: np.empty(0, dtype=str))
+    request_ids: Array = field(default_factory=lambda: np.empty(0, dtype=str))
+    versions: Array = field(default_factory=lambda: np.empty(0, dtype=np.int64))
+    times: Array = field(default_factory=lambda: np.empty(0))
+    milliseconds: Array = field(default_factory=lambda: np.empty(0))
+    found: int = 0
+    """Rows that the capture holds for the window, before sampling."""
+    unreadable: tuple[str, ...] = ()
+    """`request id: why`, for each captured request or label that could not be used."""
+
+    def __len__(self) -> int:
+        """Return the number of rows."""
+        return len(self.labels)
+
+    @property
+    def labelled(self) -> Array:
+        """[n] bool: the rows that have a label."""
+        return np.isfinite(self.labels)
+
+    @property
+    def request_milliseconds(self) -> Array:
+        """[requests] float64: the time of each request, once."""
+        _, first = np.unique(self.request_ids, return_index=True)
+        milliseconds = self.milliseconds[first]
+        return milliseconds[np.isfinite(milliseconds)]
+
+    def take(self, rows: Array) -> TrafficRows:
+        """Return the rows at these positions (or of this boolean mask), in this order."""
+        per_row = ("labels", "entity_ids", "request_ids", "versions", "times", "milliseconds")
+        return TrafficRows(
+            inputs={name: values[rows] for name, values in self.inputs.items()},
+            outputs={name: values[rows] for name, values in self.outputs.items()},
+            **{name: getattr(self, name)[rows] for name in per_row},
+            found=self.found,
+            unreadable=self.unreadable,
+        )
+
+
+class _Request(NamedTuple):
+    """One captured request, decoded."""
+
+    request_id: str
+    time: float
+    version: int
+    entity_id: str
+    milliseconds: float
+    inputs: dict[str, Array]
+    outputs: dict[str, Array]
+    labels: Array
+
+    def signature(self) -> tuple[tuple[str, str, tuple[int, ...]], ...]:
+        """Names, dtypes and row shapes: only rows of one signature can stand in one array."""
+        both = (*(("i", *item) for item in self.inputs.items()), *(("o", *item) for item in self.outputs.items()))
+        return tuple(
+            (side + name, values.dtype.str, values.shape[1:]) for side, name, values in sorted(both, key=_name)
+        )
+
+
+def _name(item: tuple[str, str, Array]) -> tuple[str, str]:
+    return item[0], item[1]
+
+
+def unix_seconds(moment: datetime) -> float:
+    """Return unix seconds; a time without a zone is read as UTC."""
+    return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
+
+
+def read_rows(
+    traffic: Path,
+    model: str,
+    start: datetime,
+    end: datetime,
+    max_rows: int,
+    *,
+    version: int | None = None,
+    labelled_only: bool = False,
+    seed: int = 0,
+) -> TrafficRows:
+    """Return a model's rows with start <= time < end, each with its newest label, if it has one.
+
+    When there are more than max_rows, whole requests are drawn at random by `seed`, so that the
+    sample speaks for the window. A missing file or table means no rows. A request or label that
+    cannot be decoded is left out and named in `unreadable`. Raises DataInvalid when the file is
+    not a SQLite database, Unavailable when it is locked.
+    """
+    if not traffic.is_file():
+        return TrafficRows()
+    where, values = "r.model = ? AND r.time >= ? AND r.time < ?", [model, unix_seconds(start), unix_seconds(end)]
+    if version is not None:
+        where, values = where + " AND r.version = ?", [*values, version]
+    with open_snapshot(traffic) as connection:
+        tables = table_names(connection)
+        if "request" not in tables or (labelled_only and "label" not in tables):
+            return TrafficRows()
+        join = ("JOIN" if labelled_only else "LEFT JOIN") + " label l ON l.request_id = r.request_id"
+        source = f"request r {join}" if "label" in tables else "request r"
+        index = connection.execute(
+            f"SELECT r.request_id, r.rows FROM {source} WHERE {where} ORDER BY r.time, r.request_id",  # noqa: S608
+            values,
+        ).fetchall()
+        found = sum(rows for _, rows in index if isinstance(rows, int) and rows > 0)
+        chosen = _sample(index, max_rows, seed)
+        labels = "l.labels" if "label" in tables else "NULL"
+        requests, unreadable = _decode_all(_fetch(connection, source, labels, chosen))
+    requests, odd = _same_signature(requests)
+    rows = _stack(requests, found, (*unreadable, *odd))
+    if rows.unreadable:
+        logger.warning(
+            "%s: %d captured requests or labels left out: %s", traffic, len(rows.unreadable), rows.unreadable
+        )
+    if len(rows) <= max_rows:
+        return rows
+    return rows.take(np.sort(np.random.default_rng(seed).choice(len(rows), max_rows, replace=False)))
+
+
+@contextmanager
+def open_snapshot(traffic: Path) -> Iterator[sqlite3.Connection]:
+    """Open read-only, in one transaction: a writer goes on (WAL), and we see one moment of it."""
+    try:
+        with closing(sqlite3.connect(f"{traffic.resolve().as_uri()}?mode=ro", uri=True, timeout=10)) as connection:
+            connection.isolation_level = None
+            connection.execute("BEGIN")
+            yield connection
+    except sqlite3.OperationalError as error:
+        raise Unavailable(f"captured traffic {traffic} cannot be read now: {error}; try again") from error
+    except sqlite3.DatabaseError as error:
+        raise DataInvalid(
+            f"captured traffic {traffic} is damaged: {error}; move it away, the server starts a new one"
+        ) from error
+
+
+def table_names(connection: sqlite3.Connection) -> set[str]:
+    """Return the names of the tables: the server makes them with the first request, and with the first label."""
+    return {row[0] for row in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+
+
+def _sample(index: Sequence[tuple[str, Any]], max_rows: int, seed: int) -> list[str]:
+    """Return request ids whose rows add up to at least max_rows (all, when there are fewer), in the index's order."""
+    sizes = np.array([rows if isinstance(rows, int) and rows > 0 else 1 for _, rows in index], dtype=np.int64)
+    if sizes.sum() <= max_rows:
+        return [request_id for request_id, _ in index]
+    order = np.random.default_rng(seed).permutation(len(index))
+    enough = int(np.searchsorted(np.cumsum(sizes[order]), max_rows)) + 1
+    return [index[position][0] for position in np.sort(order[:enough])]
+
+
+def _fetch(connection: sqlite3.Connection, source: str, labels: str, ids: Sequence[str]) -> Iterator[tuple[Any, ...]]:
+    for first in range(0, len(ids), CHUNK):
+        chunk = ids[first : first + CHUNK]
+        marks = ", ".join("?" * len(chunk))
+        yield from connection.execute(
+            "SELECT r.request_id, r.time, r.version, r.entity_id, r.rows, r.inputs, r.outputs, r.milliseconds, "  # noqa: S608
+            f"{labels} FROM {source} WHERE r.request_id IN ({marks}) ORDER BY r.time, r.request_id",
+            chunk,
+        )
+
+
+def _decode_all(records: Iterator[tuple[Any, ...]]) -> tuple[list[_Request], list[str]]:
+    requests, unreadable = [], []
+    for record in records:
+        request_id, rows, text = str(record[0]), record[4], record[8]
+        try:
+            request = _decode(record)
+        except (ValueError, TypeError, DataInvalid) as error:
+            unreadable.append(f"{request_id}: {error!s:.200}")
+            continue
+        if text is not None:
+            try:
+                request = request._replace(labels=read_labels(text, rows))
+            except (ValueError, TypeError) as error:
+                unreadable.append(f"{request_id}: labels: {error!s:.200}")
+        requests.append(request)
+    return requests, unreadable
+
+
+def _decode(record: tuple[Any, ...]) -> _Request:
+    request_id, time, version, entity_id, rows, inputs, outputs, milliseconds, _ = record
+    return _Request(
+        request_id=str(request_id),
+        time=float(time),
+        version=int(version),
+        entity_id=str(entity_id or ""),
+        milliseconds=np.nan if milliseconds is None else float(milliseconds),
+        inputs=_tensors(inputs, rows),
+        outputs=_tensors(outputs, rows),
+        labels=np.full(rows, np.nan),
+    )
+
+
+def _tensors(blob: Any, rows: Any) -> dict[str, Array]:
+    if not isinstance(blob, bytes) or not isinstance(rows, int) or rows < 1:
+        raise ValueError("tensors or row count missing")
+    tensors = unpack(blob)
+    for name, values in tensors.items():
+        if values.ndim == 0 or len(values) != rows:
+            raise ValueError(f"{name} has shape {values.shape} where the request has {rows} rows")
+    if not tensors:
+        raise ValueError("no tensors")
+    return tensors
+
+
+def read_labels(text: str, rows: int) -> Array:
+    """Return the labels [rows] of one request, NaN where there is none; raises ValueError or TypeError."""
+    given = json.loads(text)
+    if not isinstance(given, list) or len(given) != rows:
+        raise ValueError(f"not a list of {rows} numbers")
+    labels = np.array([np.nan if value is None else float(value) for value in given])
+    return np.where(np.isfinite(labels), labels, np.nan)
+
+
+def _same_signature(requests: list[_Request]) -> tuple[list[_Request], list[str]]:
+    """Keep the requests whose tensors look like most of the window's; name the others."""
+    signatures = [request.signature() for request in requests]
+    if len(set(signatures)) < 2:
+        return requests, []
+    most = Counter(signatures).most_common(1)[0][0]
+    kept = [r for r, signature in zip(requests, signatures, strict=True) if signature == most]
+    odd = [
+        f"{r.request_id}: other tensors than the rest of the window"
+        for r, signature in zip(requests, signatures, strict=True)
+        if signature != most
+    ]
+    return kept, odd
+
+
+def _stack(requests: list[_Request], found: int, unreadable: tuple[str, ...]) -> TrafficRows:
+    if not requests:
+        return TrafficRows(found=found, unreadable=unreadable)
+    sizes = [len(request.labels) for request in requests]
+
+    def repeat(name: str, dtype: Any) -> Array:
+        return np.repeat(np.array([getattr(request, name) for request in requests], dtype=dtype), sizes)
+
+    return TrafficRows(
+        inputs={name: np.concatenate([r.inputs[name] for r in requests]) for name in requests[0].inputs},
+        outputs={name: np.concatenate([r.outputs[name] for r in requests]) for name in requests[0].outputs},
+        labels=np.concatenate([request.labels for request in requests]),
+        entity_ids=repeat("entity_id", str),
+        request_ids=repeat("request_id", str),
+        versions=repeat("version", np.int64),
+        times=repeat("time", np.float64),
+        milliseconds=repeat("milliseconds", np.float64),
+        found=found,
+        unreadable=unreadable,
+    )

@@ -1,0 +1,1 @@
+"""Pure functions: evidence in, verdict out."""

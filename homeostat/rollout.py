@@ -1,0 +1,154 @@
+"""Move a rollout row, and be done only when the server answers with the version and digest that it names."""
+
+from __future__ import annotations
+
+import json
+import time
+import urllib.error
+import urllib.request
+from dataclasses import asdict
+from typing import Any
+
+from homeostat.config import ProjectConfig
+from homeostat.control.store import ControlStore
+from homeostat.errors import Conflict, ControlError, NotFound, RolloutTimeout, ServerUnavailable
+from homeostat.policy.promotion import decide_promotion
+from homeostat.records import BundleRef, Deployed, Evaluation, Rollout, Verdict
+
+POLL_SECONDS = 0.05
+
+
+def _get(url: str) -> tuple[int, dict[str, Any]]:
+    if not url.startswith(("http://", "https://")):
+        raise ServerUnavailable(f"HOMEOSTAT_SERVER_URL must be http:// or https://, not {url!r}")
+    try:
+        with urllib.request.urlopen(url, timeout=5) as answer:  # noqa: S310 - the scheme is checked above
+            return answer.status, json.loads(answer.read() or b"{}")
+    except urllib.error.HTTPError as error:
+        try:
+            return error.code, json.loads(error.read() or b"{}")
+        except json.JSONDecodeError:
+            return error.code, {}
+    except (OSError, json.JSONDecodeError) as error:
+        raise ServerUnavailable(
+            f"no model server answers at {url}: {error}; start it (`homeostat serve` or `make up`) "
+            "or set HOMEOSTAT_SERVER_URL"
+        ) from error
+
+
+def wait_until_ready(server_url: str, bundle: BundleRef, timeout: float, *, live: bool) -> float:
+    """Wait until the server reports this version and digest; return the seconds it took.
+
+    live: it must be what answers requests; otherwise loaded and verified is enough. Raises
+    RolloutTimeout with what the server says instead, ServerUnavailable when it does not answer.
+    """
+    path = f"/v2/models/{bundle.model}/ready" if live else f"/v2/models/{bundle.model}/versions/{bundle.version}/ready"
+    started = time.monotonic()
+    while True:
+        status, body = _get(server_url.rstrip("/") + path)
+        if status == 200 and body.get("sha256") == bundle.sha256 and int(body.get("version", -1)) == bundle.version:
+            return time.monotonic() - started
+        if time.monotonic() - started > timeout:
+            raise RolloutTimeout(
+                f"{server_url} does not serve {bundle.model} v{bundle.version} ({bundle.sha256[:12]}) "
+                f"after {timeout:g} s; "
+                f"it says {status}: {body.get('problem') or body.get('error') or body}"
+            )
+        time.sleep(POLL_SECONDS)
+
+
+def _deployed(rollout: Rollout, bundle: BundleRef, seconds: float) -> Deployed:
+    role = "champion" if rollout.champion == bundle else "challenger"
+    return Deployed(bundle.model, bundle.version, bundle.sha256, rollout.generation, seconds, role)  # type: ignore[arg-type]
+
+
+def _current(store: ControlStore, model: str) -> Rollout | None:
+    try:
+        return store.row(model)
+    except NotFound:
+        return None
+
+
+def introduce(
+    store: ControlStore, bundle: BundleRef, evaluation: Evaluation, config: ProjectConfig, server_url: str, actor: str
+) -> tuple[Deployed, Verdict]:
+    """Make a bundle the challenger, let the policy decide, and promote or hold it.
+
+    The server has verified and loaded the challenger before the row makes it champion. Raises
+    ServerUnavailable before anything has changed, Conflict when another change came first.
+    """
+    _get(f"{server_url.rstrip('/')}/v2/health/live")
+    before = _current(store, bundle.model)
+    verdict = decide_promotion(evaluation.comparison, config.rollout)
+    if before is not None and before.champion == bundle:
+        return _deployed(
+            before, bundle, wait_until_ready(server_url, bundle, config.rollout.timeout_seconds, live=True)
+        ), verdict
+    compared_with = evaluation.comparison.champion_version if evaluation.comparison else None
+    champion = before.champion.version if before is not None and before.champion is not None else None
+    if champion != compared_with:
+        raise Conflict(
+            f"{bundle.model}: the champion is v{champion}, but v{bundle.version} was compared with v{compared_with}; "
+            "evaluate it again"
+        )
+    generation = before.generation if before is not None else 0
+    row = store.set_challenger(
+        bundle.model, bundle, expected_generation=generation, actor=actor, reason="registered", evidence={}
+    )
+    took = wait_until_ready(server_url, bundle, config.rollout.timeout_seconds, live=False)
+    evidence = {"verdict": verdict.kind, "reasons": list(verdict.reasons), **verdict.evidence}
+    if verdict.kind != "promote":
+        row = store.hold(
+            bundle.model,
+            expected_generation=row.generation,
+            actor=actor,
+            reason="; ".join(verdict.reasons),
+            evidence=evidence,
+        )
+        return _deployed(row, bundle, took), verdict
+    reason = "; ".join(verdict.reasons)
+    return promote(store, bundle.model, bundle.version, config, server_url, actor, reason, evidence), verdict
+
+
+def promote(
+    store: ControlStore,
+    model: str,
+    version: int,
+    config: ProjectConfig,
+    server_url: str,
+    actor: str,
+    reason: str,
+    evidence: dict[str, Any] | None = None,
+) -> Deployed:
+    """Make a version the champion and wait until it answers; if it does not, go back and raise RolloutTimeout."""
+    row = store.row(model)
+    row = store.promote(
+        model, version, expected_generation=row.generation, actor=actor, reason=reason, evidence=evidence or {}
+    )
+    bundle = row.champion
+    if bundle is None or bundle.version != version:
+        raise ControlError(f"{model}: the row names {bundle} after the promotion of v{version}")
+    try:
+        return _deployed(row, bundle, wait_until_ready(server_url, bundle, config.rollout.timeout_seconds, live=True))
+    except RolloutTimeout as error:
+        if row.previous is not None:
+            store.rollback(model, expected_generation=row.generation, actor="homeostat", reason=str(error), evidence={})
+        raise
+
+
+def roll_back(
+    store: ControlStore, model: str, config: ProjectConfig, server_url: str, actor: str, verdict: Verdict
+) -> Deployed:
+    """Go back to the champion before this one and wait until it answers."""
+    row = store.row(model)
+    row = store.rollback(
+        model,
+        expected_generation=row.generation,
+        actor=actor,
+        reason="; ".join(verdict.reasons),
+        evidence=asdict(verdict),
+    )
+    if row.champion is None:
+        raise ControlError(f"{model}: the row names no champion after the rollback")
+    took = wait_until_ready(server_url, row.champion, config.rollout.timeout_seconds, live=True)
+    return _deployed(row, row.champion, took)

@@ -1,0 +1,1 @@
+"""The model server: data plane, sessions, Open Inference Protocol, capture."""

@@ -1,0 +1,205 @@
+"""The REST adapter: a raw ASGI application that routes, reads bodies within their limit, and writes answers."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable, MutableMapping
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import orjson
+
+from homeostat.errors import RequestInvalid
+from homeostat.serving import metrics, protocol
+from homeostat.serving.dataplane import DataPlane
+
+log = logging.getLogger(__name__)
+
+MAX_BODY = 8 * 1024 * 1024
+DISCARDED = 8
+"""So many times the limit is read and thrown away before a 413, so that a client that is still sending sees it."""
+
+Scope = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
+Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+Headers = list[tuple[bytes, bytes]]
+
+
+class Route(NamedTuple):
+    """What a path means."""
+
+    action: str
+    model: str = ""
+    version: str | None = None
+
+
+FIXED = {
+    "/v2": Route("server"),
+    "/v2/health/live": Route("alive"),
+    "/v2/health/ready": Route("ready"),
+    "/v1/feedback": Route("feedback"),
+    "/metrics": Route("metrics"),
+}
+POSTED = {"infer", "feedback"}
+
+
+@lru_cache(maxsize=1024)
+def route(path: str) -> Route | None:
+    """Return what a path means, or None."""
+    if len(path) > 512:
+        return None
+    fixed = FIXED.get(path.rstrip("/") or "/")
+    if fixed is not None:
+        return fixed
+    match path.split("/"):
+        case ["", "v2", "models", model]:
+            return Route("metadata", model)
+        case ["", "v2", "models", model, ("ready" | "infer") as action]:
+            return Route(action if action == "infer" else "model_ready", model)
+        case ["", "v2", "models", model, "versions", version]:
+            return Route("metadata", model, version)
+        case ["", "v2", "models", model, "versions", version, ("ready" | "infer") as action]:
+            return Route(action if action == "infer" else "model_ready", model, version)
+    return None
+
+
+class Disconnected(Exception):
+    """The client left before its body had come."""
+
+
+class App:
+    """The ASGI application over one data plane."""
+
+    def __init__(self, plane: DataPlane, *, max_body: int = MAX_BODY) -> None:
+        self._plane, self._max_body = plane, max_body
+        self._actions = {
+            "server": self._server,
+            "alive": self._alive,
+            "ready": self._ready,
+            "metadata": self._metadata,
+            "model_ready": self._model_ready,
+            "metrics": self._metrics,
+        }
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request."""
+        if scope["type"] != "http":
+            raise RuntimeError(f"the server speaks HTTP alone, not {scope['type']}")
+        try:
+            found = route(scope["path"])
+            if found is None:
+                raise RequestInvalid(f"no such path: {scope['path']!r:.200}; GET /v2 says what runs here", status=404)
+            if found.action in POSTED:
+                if scope["method"] != "POST":
+                    await self._refuse(send, 405, f"{scope['method']:.20} is not for this path; use POST", b"POST")
+                elif found.action == "infer":
+                    await self._infer(found, scope, receive, send)
+                else:
+                    await self._feedback(scope, receive, send)
+            elif scope["method"] in ("GET", "HEAD"):
+                await self._actions[found.action](found, send)
+            else:
+                await self._refuse(send, 405, f"{scope['method']:.20} is not for this path; use GET", b"GET, HEAD")
+        except RequestInvalid as error:
+            if found is None or found.action != "infer" or error.status in (404, 413, 415):
+                self._plane.metrics.refuse(error.status)
+            await self._error(send, error.status, str(error))
+        except Disconnected:
+            self._plane.metrics.refuse(499)
+        except Exception as error:
+            self._plane.metrics.refuse(500)
+            log.exception("%s %s failed", scope["method"], scope["path"])
+            await self._error(send, 500, f"{type(error).__name__} while answering; the server's log says where")
+
+    async def _infer(self, found: Route, scope: Scope, receive: Receive, send: Send) -> None:
+        length = encoding = None
+        for name, value in scope["headers"]:
+            if name == b"inference-header-content-length":
+                length = value.decode("latin-1")
+            elif name == b"content-encoding":
+                encoding = value
+        served = self._plane.find(found.model, found.version)
+        body = await self._body(scope, receive, encoding)
+        try:
+            request, wanted = protocol.decode(body, length)
+            protocol.check_wanted(served, wanted)
+        except RequestInvalid as error:
+            served.metrics.refused(error.status)
+            raise
+        response = await self._plane.infer(served, request)
+        answer, head = protocol.encode(response, wanted)
+        headers: Headers = [(b"x-request-id", response.id.encode())]
+        if head is not None:
+            headers.append((b"inference-header-content-length", str(head).encode()))
+        await self._write(send, 200, answer, protocol.JSON if head is None else protocol.BINARY, headers)
+
+    async def _feedback(self, scope: Scope, receive: Receive, send: Send) -> None:
+        encoding = dict(scope["headers"]).get(b"content-encoding")
+        value = protocol.parse_json(await self._body(scope, receive, encoding))
+        if value.keys() not in ({"items"}, {"id", "labels"}) or not isinstance(value.get("items", []), list):
+            raise RequestInvalid('body: must be {"id": "...", "labels": [...]} or {"items": [those]}')
+        accepted = self._plane.feedback(value.get("items", [value]))
+        await self._json(send, 202, {"accepted": accepted})
+
+    async def _server(self, _: Route, send: Send) -> None:
+        await self._json(send, 200, protocol.SERVER)
+
+    async def _alive(self, _: Route, send: Send) -> None:
+        await self._json(send, 200, {"live": True})
+
+    async def _ready(self, _: Route, send: Send) -> None:
+        ready, problem = self._plane.repository.ready()
+        await self._json(send, 200 if ready else 503, {"ready": ready, "problem": problem})
+
+    async def _metadata(self, found: Route, send: Send) -> None:
+        served = self._plane.find(found.model, found.version)
+        await self._json(send, 200, protocol.metadata(self._plane.state(found.model), served))
+
+    async def _model_ready(self, found: Route, send: Send) -> None:
+        body = protocol.readiness(self._plane.state(found.model), found.version)
+        await self._json(send, 200 if body["ready"] else 503, body)
+
+    async def _metrics(self, _: Route, send: Send) -> None:
+        await self._write(send, 200, self._plane.metrics.render(), metrics.CONTENT_TYPE.encode(), [])
+
+    async def _body(self, scope: Scope, receive: Receive, encoding: bytes | None) -> bytes:
+        if encoding not in (None, b"", b"identity"):
+            raise RequestInvalid("Content-Encoding is not understood; send the body as it is", status=415)
+        message = await receive()
+        body: bytes = message.get("body", b"")
+        if message["type"] == "http.request" and not message.get("more_body") and len(body) <= self._max_body:
+            return body
+        chunks, total = [body], len(body)
+        while message["type"] == "http.request" and message.get("more_body"):
+            message = await receive()
+            chunks.append(message.get("body", b""))
+            total += len(chunks[-1])
+            if total > self._max_body:
+                chunks.clear()
+                if total > DISCARDED * self._max_body:
+                    break
+        if total > self._max_body:
+            raise RequestInvalid(f"body: more than {self._max_body} bytes; send fewer rows at a time", status=413)
+        if message["type"] == "http.disconnect":
+            raise Disconnected
+        return b"".join(chunks)
+
+    async def _refuse(self, send: Send, status: int, message: str, allow: bytes) -> None:
+        self._plane.metrics.refuse(status)
+        await self._error(send, status, message, [(b"allow", allow)])
+
+    async def _error(self, send: Send, status: int, message: str, headers: Headers | None = None) -> None:
+        headers = headers or []
+        if status == 413:
+            headers.append((b"connection", b"close"))
+        elif status == 503:
+            headers.append((b"retry-after", b"1"))
+        await self._json(send, status, {"error": message}, headers)
+
+    async def _json(self, send: Send, status: int, value: Any, headers: Headers | None = None) -> None:
+        await self._write(send, status, orjson.dumps(value), protocol.JSON, headers or [])
+
+    async def _write(self, send: Send, status: int, body: bytes, kind: bytes, headers: Headers) -> None:
+        headers += [(b"content-type", kind), (b"content-length", str(len(body)).encode())]
+        await send({"type": "http.response.start", "status": status, "headers": headers})
+        await send({"type": "http.response.body", "body": body})

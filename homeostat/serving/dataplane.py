@@ -1,0 +1,193 @@
+"""The transport-neutral data plane: models, versions, tensors and errors; protocols only translate."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import os
+import time
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import orjson
+
+from homeostat.dataset import Array
+from homeostat.errors import RequestInvalid
+from homeostat.serving.capture import LABELS, REQUEST, frame
+from homeostat.serving.metrics import Metrics
+from homeostat.serving.recorder import Recorder
+from homeostat.serving.repository import ModelState, Repository
+from homeostat.serving.served import Served
+from homeostat.tensors import pack
+
+MAX_ID = 128
+MAX_ENTITY = 256
+MAX_LABELS = 65_536
+"""Labels in one feedback request."""
+MAX_ITEMS = 10_000
+MAX_QUEUED = 64
+"""Calls that wait for the thread; more are answered 503."""
+
+
+class ModelNotFound(RequestInvalid):
+    """No such model, or the version is not one that answers."""
+
+    def __init__(self, name: str, version: str | None, known: Sequence[str]) -> None:
+        what = f"model {name!r:.80}" if version is None else f"version {version!r:.40} of model {name!r:.80}"
+        super().__init__(f"{what} does not answer here; there is: {', '.join(known) or 'none'}", status=404)
+
+
+class NotServing(RequestInvalid):
+    """The model is known, but cannot answer now."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, status=503)
+
+
+@dataclass(slots=True)
+class InferRequest:
+    """One inference request, whatever protocol it came by."""
+
+    tensors: dict[str, Array]
+    id: str = ""
+    """The client's id, or empty: one is made then."""
+    entity_id: str | None = None
+
+
+@dataclass(slots=True)
+class InferResponse:
+    """What is answered: the version that did, and its outputs [n, ...] by name."""
+
+    id: str
+    served: Served
+    outputs: dict[str, Array]
+
+
+def check_id(value: object, where: str) -> str:
+    """Return an id that may stand in a header and a database; raises RequestInvalid otherwise."""
+    if not isinstance(value, str) or not 0 < len(value) <= MAX_ID or not (value.isascii() and value.isprintable()):
+        raise RequestInvalid(f"{where}: {value!r:.60} must be 1 to {MAX_ID} printable ASCII characters")
+    return value
+
+
+def make_id() -> str:
+    """Return 32 hex digits: the time first, so that SQLite appends, then 64 random bits, so that none can be guessed."""
+    return f"{time.time_ns():016x}{os.urandom(8).hex()}"
+
+
+def _labels(values: object, where: str) -> list[float]:
+    if not isinstance(values, list) or not values:
+        raise RequestInvalid(f"{where}.labels: a list with one number per row of the request is needed")
+    for place, value in enumerate(values):
+        if type(value) not in (int, float) or not math.isfinite(value):
+            raise RequestInvalid(f"{where}.labels[{place}]: {value!r:.40} is not a finite number")
+    return values
+
+
+class DataPlane:
+    """Answers for the models of a repository, and records what it answered."""
+
+    def __init__(self, repository: Repository, recorder: Recorder, metrics: Metrics) -> None:
+        self.repository, self.recorder, self.metrics = repository, recorder, metrics
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="infer")
+        self._queued = 0
+
+    def close(self) -> None:
+        """End the thread; calls in it are finished first."""
+        self._thread.shutdown()
+
+    def state(self, name: str) -> ModelState:
+        """Return what is loaded of a model; raises ModelNotFound."""
+        state = self.repository.models.get(name)
+        if state is None:
+            raise ModelNotFound(name, None, list(self.repository.models))
+        return state
+
+    def find(self, name: str, version: str | None = None) -> Served:
+        """Return the live version, or the one asked for if it is live or the previous one.
+
+        Raises ModelNotFound, or NotServing when the model has no live version.
+        """
+        state = self.repository.models.get(name) or self.state(name)
+        live = state.live
+        if live is None:
+            raise NotServing(
+                f"model {name!r} has no live version yet: {state.problem or 'none is promoted, or it is loading'}"
+            )
+        if version is None:
+            return live
+        for served in state.answering():
+            if str(served.ref.version) == version:
+                return served
+        raise ModelNotFound(name, version, [str(served.ref.version) for served in state.answering()])
+
+    async def infer(self, served: Served, request: InferRequest) -> InferResponse:
+        """Check the tensors, run the graph, count and record; raises RequestInvalid."""
+        start = time.perf_counter()
+        try:
+            rows, outside = served.check(request.tensors)
+            if rows <= served.inline_rows:
+                answers = served.session.run(request.tensors)
+            else:
+                answers = await self._in_thread(served, request.tensors)
+        except RequestInvalid as error:
+            served.metrics.refused(error.status)
+            raise
+        except Exception:
+            served.metrics.refused(500)
+            raise
+        seconds = time.perf_counter() - start
+        outputs = dict(zip(served.session.output_names, answers, strict=True))
+        request_id = request.id or make_id()
+        if served.capture:
+            self._record(served, request, request_id, rows, outputs, seconds)
+        served.metrics.answered(seconds, rows, outside)
+        return InferResponse(request_id, served, outputs)
+
+    async def _in_thread(self, served: Served, tensors: Mapping[str, Array]) -> list[Array]:
+        if self._queued >= MAX_QUEUED:
+            raise NotServing(f"{self._queued} requests wait for {served.ref.model!r} already; try again in a second")
+        self._queued += 1
+        try:
+            loop = asyncio.get_running_loop()
+            return await loop.run_in_executor(self._thread, served.session.run, tensors)
+        finally:
+            self._queued -= 1
+
+    def _record(
+        self,
+        served: Served,
+        request: InferRequest,
+        request_id: str,
+        rows: int,
+        outputs: dict[str, Array],
+        seconds: float,
+    ) -> None:
+        ref = served.ref
+        text = orjson.dumps(
+            (request_id, time.time(), ref.model, ref.version, ref.sha256, request.entity_id, rows, seconds * 1000)
+        )
+        self.recorder.put(frame(REQUEST, text, pack(request.tensors), pack(outputs)))
+
+    def feedback(self, items: Sequence[Any]) -> int:
+        """Record labels, each item {"id", "labels"}; the last ones of an id count. Returns how many items.
+
+        Raises RequestInvalid before anything is recorded; NotServing when the buffer is full.
+        """
+        if not 0 < len(items) <= MAX_ITEMS:
+            raise RequestInvalid(f"items: {len(items)} of them; 1 to {MAX_ITEMS} in one request")
+        now, checked, count = time.time(), [], 0
+        for place, item in enumerate(items):
+            where = f"items[{place}]"
+            if not isinstance(item, dict) or item.keys() != {"id", "labels"}:
+                raise RequestInvalid(f'{where}: must be {{"id": "...", "labels": [...]}} and nothing else')
+            labels = _labels(item["labels"], where)
+            count += len(labels)
+            if count > MAX_LABELS:
+                raise RequestInvalid(f"{where}: more than {MAX_LABELS} labels in one request; send several")
+            checked.append((check_id(item["id"], f"{where}.id"), now, labels))
+        if not self.recorder.put(frame(LABELS, orjson.dumps(checked))):
+            raise NotServing("the capture buffer is full, nothing was recorded; send the labels again in a second")
+        return len(checked)

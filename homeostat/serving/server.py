@@ -1,0 +1,146 @@
+"""The server process: binds, wires repository, capture and data plane together, and runs until a signal."""
+
+from __future__ import annotations
+
+import errno
+import gc
+import ipaddress
+import logging
+import os
+import signal
+import socket
+from pathlib import Path
+from types import FrameType
+
+import uvicorn
+
+from homeostat.bundle import load_public_key
+from homeostat.errors import ConfigError
+from homeostat.serving.app import App
+from homeostat.serving.dataplane import DataPlane
+from homeostat.serving.jsonlog import log_to_stderr
+from homeostat.serving.metrics import Metrics
+from homeostat.serving.recorder import Recorder
+from homeostat.serving.repository import Repository, Rows
+from homeostat.settings import Settings
+
+log = logging.getLogger(__name__)
+
+DRAIN_SECONDS = 10
+"""How long requests in flight may take after SIGTERM."""
+KEEP_ALIVE_SECONDS = 75
+BACKLOG = 2048
+
+
+class _Server(uvicorn.Server):  # type: ignore[misc]
+    """uvicorn raises a signal again after it has drained; here a drained stop is a success, exit code 0."""
+
+    should_exit: bool
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        del frame
+        if self.should_exit and sig == signal.SIGINT:
+            self.force_exit = True
+        self.should_exit = True
+
+
+def _bind(host: str, port: int) -> socket.socket:
+    """Return a bound socket; raises ConfigError when the address is not loopback or the port is taken."""
+    try:
+        address = ipaddress.ip_address("127.0.0.1" if host == "localhost" else host)
+    except ValueError as error:
+        raise ConfigError(f"HOMEOSTAT_HOST={host!r} is not an IP address; use 127.0.0.1") from error
+    if not address.is_loopback:
+        raise ConfigError(
+            f"HOMEOSTAT_HOST={host}: the server has no authentication yet, and binds to loopback alone; "
+            "use 127.0.0.1 and put a proxy with authentication before it"
+        )
+    family = socket.AF_INET6 if address.version == 6 else socket.AF_INET
+    bound = socket.socket(family, socket.SOCK_STREAM)
+    bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        bound.bind((str(address), port))
+        bound.listen(BACKLOG)
+    except OSError as error:
+        bound.close()
+        if error.errno not in (errno.EADDRINUSE, errno.EACCES):
+            raise
+        why = "is taken" if error.errno == errno.EADDRINUSE else "is not open to this user"
+        raise ConfigError(f"port {port} on {address} {why}; set HOMEOSTAT_PORT to another one") from error
+    return bound
+
+
+def _connect(url: str) -> Rows:
+    from homeostat.control.store import ControlStore  # in the thread: the server answers before SQLAlchemy is loaded
+
+    return ControlStore(url)
+
+
+def _rss_bytes() -> float:
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return float(pages * os.sysconf("SC_PAGE_SIZE"))
+
+
+def _watch(metrics: Metrics, repository: Repository, recorder: Recorder) -> None:
+    def gauges() -> dict[str, float]:
+        return {
+            "captured_total": recorder.captured,
+            "capture_written_total": recorder.written,
+            "dropped_total": recorder.dropped,
+            "capture_restarts_total": recorder.restarts,
+            "control_store_up": float(not repository.problem),
+            "resident_bytes": _rss_bytes(),
+        }
+
+    def models() -> list[tuple[str, int, int, bool]]:
+        return [
+            (state.name, state.live.ref.version if state.live else 0, state.generation, bool(state.problems))
+            for state in repository.models.values()
+        ]
+
+    metrics.gauges, metrics.models = gauges, models
+
+
+def serve(settings: Settings) -> None:
+    """Serve until SIGTERM or SIGINT, then drain; raises ConfigError when it cannot bind."""
+    log_to_stderr()
+    bound = _bind(settings.host, settings.port)
+    metrics = Metrics()
+    recorder = Recorder(settings.traffic_path)
+    repository = Repository(
+        connect=lambda: _connect(settings.control_url),
+        public_key=lambda: load_public_key(settings.home),
+        folder=settings.home / "serving",
+        metrics=metrics,
+    )
+    plane = DataPlane(repository, recorder, metrics)
+    _watch(metrics, repository, recorder)
+    config = uvicorn.Config(
+        App(plane),
+        http="httptools",
+        loop="uvloop",
+        ws="none",
+        lifespan="off",
+        interface="asgi3",
+        access_log=False,
+        log_config=None,
+        server_header=False,
+        date_header=False,
+        proxy_headers=False,
+        backlog=BACKLOG,
+        timeout_keep_alive=KEEP_ALIVE_SECONDS,
+        timeout_graceful_shutdown=DRAIN_SECONDS,
+    )
+    recorder.start()
+    repository.start()
+    gc.collect()
+    gc.freeze()  # what is loaded by now stays: the collector need not walk it under traffic
+    host, port = bound.getsockname()[:2]
+    log.info("listening on http://%s:%d, process %d", host, port, os.getpid())
+    try:
+        _Server(config).run(sockets=[bound])
+    finally:
+        repository.close()
+        plane.close()
+        recorder.close()
+        log.info("stopped; %d captured, %d written, %d dropped", recorder.captured, recorder.written, recorder.dropped)

@@ -1,0 +1,1 @@
+"""Fit a Keras model: schedules, regularization, augmentation, seeds, distribution strategy."""

@@ -1,0 +1,168 @@
+"""Fit a project's model from its configuration, and keep it as one .keras file."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from homeostat.config import ProjectConfig, TrainConfig
+from homeostat.dataset import Array, Dataset
+from homeostat.errors import ConfigError, TrainingFailed
+from homeostat.model import arrange, save_model
+from homeostat.project import Project
+from homeostat.records import DatasetRecord, Task, TrainedModel
+from homeostat.training.batches import Batches, balanced_weights
+from homeostat.training.schedules import SetLearningRate
+from homeostat.training.strategy import choose_strategy
+
+OnEpoch = Callable[[int, dict[str, float]], None]
+
+
+class _Watch(keras.callbacks.Callback):
+    """Report each epoch, and stop at a loss that is not finite."""
+
+    def __init__(self, on_epoch: OnEpoch | None) -> None:
+        super().__init__()
+        self._on_epoch, self._epoch = on_epoch, 0
+        self.epochs = 0
+
+    def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        """Remember the epoch, for the error message."""
+        self._epoch = epoch
+
+    def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
+        """Raise TrainingFailed as soon as the running loss is NaN or infinite."""
+        if not math.isfinite(float((logs or {})["loss"])):
+            raise TrainingFailed(
+                f"the loss is {(logs or {})['loss']} in epoch {self._epoch + 1}, batch {batch + 1}: lower "
+                "train.learning_rate, normalize the inputs inside the model, or look for log(0) and 0/0 in it"
+            )
+
+    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        """Pass the epoch's figures on."""
+        self.epochs = epoch + 1
+        if self._on_epoch is not None:
+            self._on_epoch(epoch, {name: float(value) for name, value in (logs or {}).items()})
+
+
+def _loss(model: keras.Model, task: Task, target: Array) -> str:
+    if len(model.outputs) != 1:
+        raise ConfigError(f"build_model has {len(model.outputs)} outputs; training takes one")
+    shape = tuple(model.outputs[0].shape)
+    if task == "regression":
+        if len(shape) == 2 and shape[1] == 1:
+            return "mean_squared_error"
+        raise ConfigError(f"build_model ends in {shape}; a regression ends in [n, 1]: Dense(1)")
+    classes = int(target.max()) + 1
+    if len(shape) == 2 and shape[1] == 1 and classes <= 2:
+        return "binary_crossentropy"
+    if len(shape) == 2 and shape[1] is not None and shape[1] >= max(classes, 2):
+        return "sparse_categorical_crossentropy"
+    raise ConfigError(
+        f"build_model ends in {shape}, the target has {classes} classes: end in Dense({classes}, "
+        'activation="softmax")' + (' or Dense(1, activation="sigmoid")' if classes == 2 else "")
+    )
+
+
+def _optimizer(config: TrainConfig) -> keras.optimizers.Optimizer:
+    rate, decay = config.learning_rate, config.weight_decay or None
+    if config.optimizer == "sgd":
+        return keras.optimizers.SGD(rate, momentum=config.momentum, weight_decay=decay)
+    if config.optimizer == "rmsprop":
+        return keras.optimizers.RMSprop(rate, weight_decay=decay)
+    if config.optimizer == "adamw":
+        return keras.optimizers.AdamW(rate, weight_decay=config.weight_decay)
+    return keras.optimizers.Adam(rate, weight_decay=decay)
+
+
+def make_reproducible(seed: int) -> None:
+    """Seed Python, numpy and Keras, and make TensorFlow's ops deterministic."""
+    keras.utils.set_random_seed(seed)
+    tf.config.experimental.enable_op_determinism()
+
+
+def fit_model(
+    model: keras.Model,
+    project: Project,
+    config: ProjectConfig,
+    train: Dataset,
+    validation: Dataset,
+    callbacks: Sequence[keras.callbacks.Callback] = (),
+    on_epoch: OnEpoch | None = None,
+) -> int:
+    """Compile and fit in place; return the epochs that ran.
+
+    Raises ConfigError when the model does not fit data and task, TrainingFailed at a loss that
+    is not finite. With early stopping, the best weights are restored.
+    """
+    options = config.train
+    loss = _loss(model, config.task, train.target)
+    measures = ["accuracy"] if config.task == "classification" else ["mean_absolute_error"]
+    jit: Any = "auto" if tf.config.list_physical_devices("GPU") else False  # XLA on a CPU costs seconds and gains none
+    model.compile(optimizer=_optimizer(options), loss=loss, metrics=measures, jit_compile=jit)
+    batches = Batches(model, project, train, options.batch_size, options.seed)
+    if options.class_weights == "balanced" and config.task == "classification":
+        batches.weights = balanced_weights(train.target)
+    watch = _Watch(on_epoch)
+    every: list[keras.callbacks.Callback] = [SetLearningRate(options, len(batches)), *callbacks, watch]
+    if options.early_stopping is not None:
+        stop = options.early_stopping
+        every.append(
+            keras.callbacks.EarlyStopping(
+                patience=stop.patience, min_delta=stop.min_delta, restore_best_weights=True, monitor="val_loss"
+            )
+        )
+    held_out = (arrange(model, validation.inputs), validation.target)
+    model.fit(
+        batches,
+        epochs=options.epochs,
+        validation_data=held_out,
+        validation_batch_size=1024,
+        callbacks=every,
+        verbose=0,
+    )
+    return watch.epochs
+
+
+def train(
+    project: Project, config: ProjectConfig, record: DatasetRecord, workspace: Path, on_epoch: OnEpoch | None = None
+) -> TrainedModel:
+    """Build and fit the project's model on the training part; keep workspace/train/model.keras.
+
+    The metrics are those of the kept weights on the validation part. The same seed gives the
+    same weights on the same machine. Raises ConfigError, TrainingFailed; nothing is left then.
+    """
+    rows, validation = Dataset.load(record.parts["train"]), Dataset.load(record.parts["validation"])
+    make_reproducible(config.train.seed)
+    strategy, device = choose_strategy()
+    keras.mixed_precision.set_global_policy(
+        "mixed_float16" if config.train.mixed_precision and device != "CPU" else "float32"
+    )
+    started = time.monotonic()
+    with strategy.scope():
+        model = project.build_model(rows)
+        if not isinstance(model, keras.Model):
+            raise ConfigError(
+                f"{type(project).__name__}.build_model returned {type(model).__name__}, not a keras.Model"
+            )
+        epochs = fit_model(model, project, config, rows, validation, on_epoch=on_epoch)
+    found = model.evaluate(
+        arrange(model, validation.inputs), validation.target, batch_size=1024, verbose=0, return_dict=True
+    )
+    if not all(np.isfinite(value) for value in found.values()):
+        raise TrainingFailed(f"the trained model's figures on validation are not finite: {found}")
+    return TrainedModel(
+        keras=save_model(model, workspace / "train" / "model.keras"),
+        epochs=epochs,
+        seconds=time.monotonic() - started,
+        metrics={f"val_{name}": float(value) for name, value in found.items()},
+        parameters=int(model.count_params()),
+        device=device,
+    )

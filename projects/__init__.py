@@ -1,0 +1,1 @@
+"""Worked examples: each folder holds one project.py and one project.toml."""

@@ -1,0 +1,1 @@
+"""Breast cancer: thirty columns, two classes."""

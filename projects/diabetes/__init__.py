@@ -1,0 +1,1 @@
+"""Diabetes: several inputs, regression."""

@@ -1,0 +1,1 @@
+"""Handwritten digits: images, ten classes."""

@@ -1,0 +1,21 @@
+"""deploy: make the version challenger, promote it if the policy says so, and wait until the server answers with it."""
+
+from prefect.logging import get_run_logger
+
+from homeostat.control.store import ControlStore
+from homeostat.records import Deployed, Evaluation, ModelVersion, RunRef
+from homeostat.rollout import introduce
+from tasks.stage import open_project, stage
+
+
+@stage(minutes=10)
+def deploy(run: RunRef, version: ModelVersion, evaluation: Evaluation) -> Deployed:
+    """Return what the server has reported; raises RolloutTimeout when it does not take the version."""
+    at = open_project(run.project)
+    store = ControlStore(at.settings.control_url)
+    deployed, verdict = introduce(
+        store, version.bundle, evaluation, at.config, at.settings.server_url, f"flow_run {run.pipeline_id}"
+    )
+    get_run_logger().info("v%d: %s: %s", version.version, verdict.kind, "; ".join(verdict.reasons))
+    at.registry.project_aliases(store.row(version.model))
+    return deployed

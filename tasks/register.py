@@ -1,0 +1,63 @@
+"""register: one MLflow model version with its lineage and card, and the signed bundle built from it."""
+
+from homeostat.bundle import build, load_key
+from homeostat.card import model_card
+from homeostat.contract import Contract
+from homeostat.control.store import ControlStore
+from homeostat.dataset import Dataset, read_artifact
+from homeostat.lineage import make_lineage
+from homeostat.records import (
+    Compression,
+    DatasetRecord,
+    Evaluation,
+    Export,
+    ModelVersion,
+    RunRef,
+    TrainedModel,
+    Validation,
+)
+from tasks.stage import open_project, stage
+
+GOLDEN_ROWS = 4
+
+
+@stage(minutes=15)
+def register(
+    run: RunRef,
+    data: DatasetRecord,
+    validation: Validation,
+    trained: TrainedModel,
+    compression: Compression,
+    exported: Export,
+    evaluation: Evaluation,
+) -> ModelVersion:
+    """Return the registered version; a repeated call for the same pipeline returns the same one."""
+    from homeostat.monitoring.reference import make_reference
+
+    at = open_project(run.project)
+    champion = ControlStore(at.settings.control_url).champion(at.config.name)
+    parent = champion.version if champion else None
+    lineage = make_lineage(run.pipeline_id, data.sha256, at.config, at.settings.root, parent)
+    doc = type(at.project).__doc__ or ""
+    card = model_card(doc, at.config, data, validation, trained, compression, exported, evaluation, lineage)
+    held_out = Dataset.load(data.parts["validation"]).join(Dataset.load(data.parts["calibration"]))
+    golden = {name: values[:GOLDEN_ROWS] for name, values in held_out.inputs.items()}
+    version = at.registry.register(
+        run, at.config, data, validation, compression, exported, evaluation, lineage, card, golden
+    )
+    onnx = read_artifact(exported.onnx)
+    bundle = build(
+        at.config.name,
+        version,
+        onnx,
+        Contract.from_json(read_artifact(validation.contract), validation.contract.path),
+        read_artifact(validation.profile),
+        at.config,
+        lineage,
+        make_reference(at.project, at.config, held_out, onnx, at.config.train.seed),
+        golden,
+        load_key(at.settings.home),
+        at.settings.bundles_url,
+        held_out.classes,
+    )
+    return ModelVersion(at.config.name, version, run.mlflow_run_id, bundle)

@@ -1,0 +1,88 @@
+"""What every stage shares: a time limit, retries for errors that may pass, JSON results, a cache key."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any, ParamSpec, TypeVar
+
+from prefect import Task, task
+from prefect.client.schemas.objects import State, TaskRun
+from prefect.context import TaskRunContext
+from prefect.serializers import JSONSerializer
+
+from homeostat.config import ProjectConfig
+from homeostat.errors import HomeostatError
+from homeostat.project import Project, find_project, load_project
+from homeostat.records import RunRef
+from homeostat.registry import Registry
+from homeostat.settings import Settings, load_settings
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+@dataclass(frozen=True)
+class Workplace:
+    """What a stage works with: the project, its configuration, and where things are."""
+
+    project: Project
+    config: ProjectConfig
+    settings: Settings
+    registry: Registry
+
+
+def open_project(name: str) -> Workplace:
+    """Read the environment and the project's files; raises ConfigError that says what is wrong where."""
+    settings = load_settings()
+    project, config = load_project(find_project(name, settings.root), settings.root)
+    return Workplace(project, config, settings, Registry(settings.mlflow_url))
+
+
+def _may_pass(task: Task[..., Any], run: TaskRun, state: State[Any]) -> bool:
+    error = state.result(raise_on_failure=False)
+    return isinstance(error, HomeostatError) and error.transient
+
+
+@cache
+def _code_sha256(root: Path) -> str:
+    digest = hashlib.sha256()
+    for folder in ("homeostat", "tasks", "flows", "projects"):
+        for path in sorted((root / folder).rglob("*")):
+            if path.suffix in {".py", ".toml"}:
+                digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+def _cache_key(context: TaskRunContext, parameters: dict[str, Any]) -> str | None:
+    run = parameters.get("run")
+    if not isinstance(run, RunRef):
+        return None
+    rest = repr(sorted((name, repr(value)) for name, value in parameters.items()))
+    key = f"{context.task.name}|{_code_sha256(load_settings().root)}|{rest}"
+    return f"{run.pipeline_id}-{context.task.name}-{hashlib.sha256(key.encode()).hexdigest()[:24]}"
+
+
+def stage(*, minutes: float) -> Callable[[Callable[P, R]], Task[P, R]]:
+    """Make a task that takes at most this long.
+
+    A stage whose first parameter is `run` is finished once for a pipeline: its record is kept
+    under the pipeline's id, its arguments and the code, so that a re-run after a crash goes on
+    behind it. Only errors of the tree that are transient are retried.
+    """
+
+    def decorate(function: Callable[P, R]) -> Task[P, R]:
+        return task(
+            timeout_seconds=minutes * 60,
+            retries=2,
+            retry_delay_seconds=[2, 10],
+            retry_condition_fn=_may_pass,
+            persist_result=True,
+            result_serializer=JSONSerializer(),
+            cache_key_fn=_cache_key,
+        )(function)
+
+    return decorate

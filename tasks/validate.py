@@ -1,0 +1,26 @@
+"""validate: hold the data against the champion's contract, or against one inferred from the training rows."""
+
+from pathlib import Path
+
+from homeostat.bundle import load_public_key, open_bundle
+from homeostat.control.store import ControlStore
+from homeostat.records import DatasetRecord, RunRef, Validation
+from tasks.stage import open_project, stage
+
+
+@stage(minutes=30)
+def validate(run: RunRef, data: DatasetRecord) -> Validation:
+    """Return the contract and the profile; raises DataInvalid naming columns, counts and examples."""
+    from homeostat.data.suite import validate as validate_data
+
+    at = open_project(run.project)
+    champion = ControlStore(at.settings.control_url).champion(at.config.name)
+    applied = None
+    if champion is not None and at.config.data.contract == "champion":
+        applied = (champion.version, open_bundle(champion, load_public_key(at.settings.home)).contract)
+    folder = Path(run.workspace) / "validation"
+    try:
+        return validate_data(at.project, at.config, data, Path(run.workspace), applied)
+    finally:
+        if folder.is_dir():
+            at.registry.log_folder(run, folder, "validation")

@@ -1,0 +1,143 @@
+"""Tiny ONNX graphs, their bundles, and rollout rows, for every test that needs something to serve."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+from homeostat.bundle import build, load_key
+from homeostat.config import ProjectConfig, ServeConfig
+from homeostat.contract import ColumnSpec, Contract, TensorSpec
+from homeostat.errors import ControlUnavailable
+from homeostat.records import BundleRef, Lineage, Rollout
+
+LINEAGE = Lineage("pipeline", "d" * 64, "c" * 64, "r" * 64, "0" * 40)
+WIDTH = 4
+ONNX_TYPES = {"float32": TensorProto.FLOAT, "int64": TensorProto.INT64, "float16": TensorProto.FLOAT16}
+
+
+def graph_bytes(
+    nodes: Sequence[Any], inputs: Sequence[Any], outputs: Sequence[Any], weights: Sequence[Any] = ()
+) -> bytes:
+    graph = helper.make_graph(list(nodes), "g", list(inputs), list(outputs), list(weights))
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)])
+    model.ir_version = 9
+    return model.SerializeToString()
+
+
+def linear(scale: float = 1.0, width: int = WIDTH) -> bytes:
+    """x [n, width] float32 -> output [n, 1] = scale * sum(x)."""
+    weight = numpy_helper.from_array(np.full((width, 1), scale, np.float32), "w")
+    return graph_bytes(
+        [helper.make_node("MatMul", ["x", "w"], ["output"])],
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", width])],
+        [helper.make_tensor_value_info("output", TensorProto.FLOAT, ["n", 1])],
+        [weight],
+    )
+
+
+def two_inputs() -> bytes:
+    """a [n, 2] float32, b [n] int64 -> total [n, 2] float32 = a + a, doubled [n] int64 = b + b."""
+    return graph_bytes(
+        [helper.make_node("Add", ["a", "a"], ["total"]), helper.make_node("Add", ["b", "b"], ["doubled"])],
+        [
+            helper.make_tensor_value_info("a", TensorProto.FLOAT, ["n", 2]),
+            helper.make_tensor_value_info("b", TensorProto.INT64, ["n"]),
+        ],
+        [
+            helper.make_tensor_value_info("total", TensorProto.FLOAT, ["n", 2]),
+            helper.make_tensor_value_info("doubled", TensorProto.INT64, ["n"]),
+        ],
+    )
+
+
+def contract_of(onnx_bytes: bytes, low: float = -10.0, high: float = 10.0) -> Contract:
+    graph = onnx.load_from_string(onnx_bytes).graph
+    names = {code: name for name, code in ONNX_TYPES.items()}
+    specs = []
+    for node in graph.input:
+        tensor = node.type.tensor_type
+        shape = tuple(dim.dim_value for dim in tensor.shape.dim[1:])
+        specs.append(
+            TensorSpec(name=node.name, dtype=names[tensor.elem_type], shape=shape, minimum=(low,), maximum=(high,))
+        )
+    target = ColumnSpec(name="target", dtype="float64", null_share=0.0, minimum=0.0, maximum=1.0)
+    return Contract(inputs=tuple(specs), columns=(), target=target, min_rows=10, mostly=0.9, null_slack=0.1)
+
+
+def rows_of(contract: Contract, rows: int = 3) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(1)
+    return {
+        spec.name: rng.uniform(-1, 1, (rows, *spec.shape)).astype(spec.dtype)
+        if np.dtype(spec.dtype).kind == "f"
+        else rng.integers(0, 5, (rows, *spec.shape)).astype(spec.dtype)
+        for spec in contract.inputs
+    }
+
+
+def npz(**arrays: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    np.savez(buffer, **arrays)
+    return buffer.getvalue()
+
+
+def make_bundle(
+    home: Path, version: int = 1, model: str = "toy", onnx_bytes: bytes | None = None, **serve: Any
+) -> BundleRef:
+    """A signed bundle in HOME/bundles; by default version v answers v * sum(x)."""
+    graph = linear(float(version)) if onnx_bytes is None else onnx_bytes
+    contract = contract_of(graph)
+    config = ProjectConfig(name=model, project="a.b:C", task="regression", serve=ServeConfig(**serve))
+    return build(
+        model,
+        version,
+        graph,
+        contract,
+        b"{}",
+        config,
+        LINEAGE,
+        npz(x=np.zeros(1)),
+        rows_of(contract),
+        load_key(home),
+        f"file://{home}/bundles",
+    )
+
+
+def rollout(
+    champion: BundleRef | None,
+    generation: int = 1,
+    previous: BundleRef | None = None,
+    challenger: BundleRef | None = None,
+    model: str = "toy",
+) -> Rollout:
+    return Rollout(model, generation, champion, challenger, previous, "2026-01-01T00:00:00+00:00")
+
+
+@dataclass
+class Store:
+    """Rollout rows in memory, with the control store's `rows`; `down` makes it fail."""
+
+    table: dict[str, Rollout] = field(default_factory=dict)
+    down: bool = False
+
+    def rows(self) -> list[Rollout]:
+        if self.down:
+            raise ControlUnavailable("the control store does not answer")
+        return list(self.table.values())
+
+    def put(self, row: Rollout) -> None:
+        self.table[row.model] = row
+
+    def promote(self, ref: BundleRef) -> None:
+        old = self.table.get(ref.model)
+        if old is None:
+            self.put(rollout(ref, model=ref.model))
+        else:
+            self.put(replace(old, champion=ref, previous=old.champion, generation=old.generation + 1))

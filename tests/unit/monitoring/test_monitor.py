@@ -1,0 +1,258 @@
+"""A whole look at a window: drift, quality, latency and the predecessor, from a capture file."""
+
+import dataclasses
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from homeostat.config import ProjectConfig
+from homeostat.dataset import Dataset
+from homeostat.errors import BundleInvalid
+from homeostat.inference import predict
+from homeostat.monitoring.columns import answer_columns
+from homeostat.monitoring.figures import figures, summary
+from homeostat.monitoring.monitor import monitor
+from homeostat.monitoring.reference import load_reference, make_reference
+from homeostat.project import Project
+from homeostat.records import ColumnDrift, Comparison, Interval, Monitoring, Window
+
+NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)  # the capture fixture's
+NAMES = ("a", "b", "c")
+
+
+class Toy(Project):
+    """Which of three columns is the largest."""
+
+    def load_data(self):
+        raise NotImplementedError
+
+    def build_model(self, train):
+        raise NotImplementedError
+
+
+def graph(weights, last="Softmax", name="x") -> bytes:
+    """x [n, 3] @ weights, then one last operation."""
+    outputs = weights.shape[1]
+    model = helper.make_model(
+        helper.make_graph(
+            [helper.make_node("MatMul", [name, "w"], ["y"]), helper.make_node(last, ["y"], ["output"])],
+            "toy",
+            [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n", 3])],
+            [helper.make_tensor_value_info("output", TensorProto.FLOAT, ["n", outputs])],
+            [numpy_helper.from_array(weights.astype(np.float32), "w")],
+        ),
+        opset_imports=[helper.make_opsetid("", 17)],
+        ir_version=8,
+    )
+    onnx.checker.check_model(model)
+    return model.SerializeToString()
+
+
+GOOD = graph(np.eye(3) * 3)
+BAD = graph(np.eye(3)[[1, 2, 0]] * 3)
+
+
+def rows(count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    x = rng.normal(size=(count, 3)).astype(np.float32)
+    noisy = np.where(rng.random(count) < 0.1, rng.integers(0, 3, count), x.argmax(axis=1))
+    return x, noisy
+
+
+@pytest.fixture(scope="module")
+def reference() -> bytes:
+    config = ProjectConfig(name="toy", project="toy:Toy", task="classification")
+    x, y = rows(400, 0)
+    data = Dataset.from_arrays({"x": x}, y, columns={"x": NAMES})
+    return make_reference(Toy(), config, data, GOOD, 1)
+
+
+def look(config, capture, reference, tmp_path, onnx=GOOD, predecessor=(2, BAD), champion_days=7.0) -> Monitoring:
+    return monitor(
+        Toy(),
+        config,
+        version=3,
+        onnx=onnx,
+        reference=reference,
+        predecessor=predecessor,
+        traffic=capture.path,
+        workspace=tmp_path / "work",
+        since=NOW - timedelta(days=1),
+        champion_since=NOW - timedelta(days=champion_days),
+        now=NOW,
+        seed=1,
+    )
+
+
+def send(capture, x, y=None, **options) -> None:
+    """Answer the rows with the good graph, ten a request; label them, if y is given."""
+    for first in range(0, len(x), 10):
+        part = x[first : first + 10]
+        request = capture.answer(part, predict(GOOD, {"x": part})["output"], **options)
+        if y is not None:
+            capture.label(request, y[first : first + 10].tolist())
+
+
+def test_a_healthy_labelled_window(config, capture, reference, tmp_path):
+    x, y = rows(300, 2)
+    send(capture, x, y)
+    send(capture, x[:50] + 9, y[:50], version=2)  # the window crosses the change of version
+    seen = look(config, capture, reference, tmp_path)
+    assert not seen.drifted, seen.reason
+    assert (seen.version, seen.window.rows, seen.window.labelled) == (3, 300, 300)
+    assert {c.column for c in seen.columns} == {*NAMES, "model.prediction", *(f"model.score_{i}" for i in range(3))}
+    accuracy = seen.quality["accuracy"]
+    assert accuracy.value == pytest.approx(np.mean(x.argmax(axis=1) == y))
+    assert accuracy.low < accuracy.value < accuracy.high
+    assert (seen.latency_p50_ms, seen.latency_p99_ms) == (2.0, 2.0)
+    assert seen.predecessor.champion_version == 2
+    assert seen.predecessor.gain.low > 0.5
+    assert {Path(p).name for p in seen.reports} == {"drift.json", "drift.html", "quality.json", "quality.html"}
+    assert all(Path(p).is_file() for p in seen.reports)
+    shown = figures(seen)
+    assert shown["monitor/drifted"] == 0
+    assert shown["quality/accuracy.low"] == accuracy.low
+    assert shown["predecessor/gain"] == seen.predecessor.gain.value
+    assert 0 <= shown["drift/model.score_0"] <= 1
+    assert f"| accuracy | {accuracy.value:.4g} [" in summary(seen)
+
+
+def test_a_shift_shows_in_inputs_and_answers(config, capture, reference, tmp_path):
+    x, _ = rows(300, 2)
+    x[:, 0] += 1
+    send(capture, x)
+    seen = look(config, capture, reference, tmp_path)
+    drifted = {c.column for c in seen.columns if c.drifted}
+    assert seen.drifted
+    assert {"a", "model.prediction", "model.score_0"} <= drifted
+    assert not {"b", "c"} & drifted
+    assert (seen.quality, seen.predecessor) == ({}, None)
+    assert {Path(p).name for p in seen.reports} == {"drift.json", "drift.html"}
+    assert "## toy v3: drift" in summary(seen)
+
+
+def test_without_traffic_there_is_nothing_to_say(config, reference, tmp_path):
+    class Nowhere:
+        path = tmp_path / "none.db"
+
+    seen = look(config, Nowhere, reference, tmp_path)
+    assert (seen.drifted, seen.window.rows, seen.reports) == (False, 0, ())
+    assert "no captured request of this version" in seen.reason
+    assert seen.latency_p50_ms is None
+    assert figures(seen)["monitor/rows"] == 0
+    assert "no drift" in summary(seen)
+
+
+def test_rows_from_before_the_version_became_champion_do_not_count(config, capture, reference, tmp_path):
+    x, y = rows(60, 2)
+    send(capture, x, y, minutes_ago=120)
+    send(capture, x[:20], y[:20], minutes_ago=10)
+    seen = look(config, capture, reference, tmp_path, champion_days=1 / 24)
+    assert seen.window.rows == 20
+    assert seen.predecessor is None
+    assert "under monitor.min_rows" in seen.reason
+
+
+def test_the_predecessor_is_compared_on_labels_older_than_the_window(config, capture, reference, tmp_path):
+    x, y = rows(60, 2)
+    send(capture, x, y, minutes_ago=60 * 48)
+    seen = look(config, capture, reference, tmp_path)
+    assert seen.window.rows == 0
+    assert seen.predecessor.rows == 60
+
+
+def test_a_predecessor_of_other_inputs_is_a_note(config, capture, reference, tmp_path):
+    x, y = rows(60, 2)
+    send(capture, x, y)
+    seen = look(config, capture, reference, tmp_path, predecessor=(2, graph(np.eye(3), name="z")))
+    assert seen.predecessor is None
+    assert seen.quality["accuracy"].value > 0.8
+    assert any("not compared with the predecessor" in note for note in seen.notes)
+
+
+def test_rows_of_one_entity_are_not_independent(config, capture, reference, tmp_path):
+    x, y = rows(60, 2)
+    send(capture, x, y, entity="the same")
+    accuracy = look(config, capture, reference, tmp_path).quality["accuracy"]
+    assert np.isfinite(accuracy.value)
+    assert np.isnan([accuracy.low, accuracy.high]).all()
+
+
+def test_impossible_labels_and_damaged_requests_are_said(config, capture, reference, tmp_path):
+    x, y = rows(40, 2)
+    y[:5] = 7
+    send(capture, x, y)
+    capture.connection.execute("UPDATE request SET inputs = x'ff' WHERE request_id = 'r00003'")
+    capture.connection.commit()
+    seen = look(config, capture, reference, tmp_path)
+    assert seen.window.unreadable == 1
+    assert any("1 unreadable: r00003" in note for note in seen.notes)
+    assert "5 labels are not one of the classes: left out" in seen.notes
+    assert not seen.drifted
+
+
+def test_a_regression_has_errors_and_a_numeric_prediction(capture, tmp_path):
+    config = ProjectConfig(name="toy", project="toy:Toy", task="regression")
+    model = graph(np.ones((3, 1)), last="Identity")
+    x, _ = rows(120, 2)
+    data = Dataset.from_arrays({"x": x}, x.sum(axis=1) + 0.5, columns={"x": NAMES})
+    part, _ = rows(120, 3)
+    request = capture.answer(part, predict(model, {"x": part})["output"])
+    capture.label(request, (part.sum(axis=1) + np.resize([0.5, -0.5], 120)).tolist())
+    reference = make_reference(Toy(), config, data, model, 1)
+    before = (2, graph(np.zeros((3, 1)), last="Identity"))
+    seen = look(config, capture, reference, tmp_path, onnx=model, predecessor=before)
+    assert seen.quality["rmse"].value == pytest.approx(0.5, abs=1e-6)
+    assert seen.predecessor.gain.low > 0
+    assert {c.column for c in seen.columns} == {*NAMES, "model.prediction"}
+    assert "quality.html" in {Path(p).name for p in seen.reports}
+
+
+def test_the_reference_is_bounded_repeatable_and_needs_no_pickle(config):
+    small = config.model_copy(update={"monitor": config.monitor.model_copy(update={"reference_rows": 100})})
+    x, y = rows(400, 0)
+    data = Dataset.from_arrays({"x": x}, y, columns={"x": NAMES})
+    packed = make_reference(Toy(), small, data, GOOD, 1)
+    assert packed == make_reference(Toy(), small, data, GOOD, 1) != make_reference(Toy(), small, data, GOOD, 2)
+    reference = load_reference(packed)
+    assert len(reference) == 100
+    assert reference.columns == {"x": NAMES}
+    assert reference.outputs["output"].shape == (100, 3)
+    np.testing.assert_array_equal(reference.outputs["output"], predict(GOOD, reference.inputs)["output"])
+
+
+@pytest.mark.parametrize("data", [b"", b"PK\x03\x04", b"not a zip", np.float32(1).tobytes()])
+def test_a_reference_that_is_something_else_is_refused(data):
+    with pytest.raises(BundleInvalid, match=r"reference\.npz"):
+        load_reference(data)
+
+
+@pytest.mark.parametrize(("classes", "scores"), [(1, 1), (2, 1), (3, 3), (20, 20), (21, 1)])
+def test_scores_are_watched_beside_the_prediction(classes, scores):
+    columns = answer_columns("classification", {"output": np.random.default_rng(0).random((5, classes))})
+    assert len(columns) == 1 + scores
+    assert columns["model.prediction"].dtype == np.int64
+
+
+def test_figures_have_names_that_mlflow_takes_and_the_table_holds_odd_names():
+    names = ["mean radius (cm)", "mean radius [cm]", "a|b\n<script>", "..", "x/../y"]
+    columns = tuple(ColumnDrift(name, "ks", 0.5, 0.01, False) for name in names)
+    window = Window("toy", "s", "e", 300, 0, "")
+    gain = Comparison("accuracy", 2, 60, 0.9, 0.8, Interval(0.1, float("nan"), 0.2))
+    seen = Monitoring("toy", 3, window, False, "no drift", columns, predecessor=gain)
+    shown = figures(seen)
+    drift = [name for name in shown if name.startswith("drift/")]
+    assert drift == [
+        "drift/mean radius _cm_",
+        "drift/mean radius _cm__2",
+        "drift/a_b__script_",
+        "drift/_",
+        "drift/x_.._y",
+    ]
+    assert "predecessor/gain.low" not in shown
+    assert "| a\\|b &lt;script> | ks |" in summary(seen)
+    assert dataclasses.asdict(seen)["notes"] == ()

@@ -1,0 +1,265 @@
+"""The repository: follows the rows, swaps whole, and keeps what is live when anything fails."""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from homeostat.bundle import _npz as npz_of
+from homeostat.bundle import load_public_key, open_bundle
+from homeostat.errors import BundleInvalid
+from homeostat.serving.preflight import preflight
+from tests.bundles import Store, contract_of, graph_bytes, linear, make_bundle, rollout
+from tests.unit.serving.conftest import make_plane
+
+BODY = {"inputs": [{"name": "x", "shape": [1, 4], "datatype": "FP32", "data": [1, 1, 1, 1]}]}
+
+
+def answer(plane, path="/v2/models/toy/infer"):
+    response = plane.infer(BODY, path)
+    return (
+        (response.json().get("model_version"), response.json()["outputs"][0]["data"]) if response.is_success else None
+    )
+
+
+def damage(ref, name="model.onnx"):
+    path = Path(ref.url.removeprefix("file://")) / name
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+def status(plane, path):
+    response = plane.call("GET", path)
+    return response.status_code, response.json()
+
+
+def test_nothing_is_known_before_the_first_reading(plane):
+    plane.store.down = True
+    plane.repository.poll()
+    assert status(plane, "/v2/health/ready")[0] == 503
+    assert "does not answer" in status(plane, "/v2/health/ready")[1]["problem"]
+    plane.store.down = False
+    plane.repository.poll()
+    assert status(plane, "/v2/health/ready") == (200, {"ready": True, "problem": ""})
+
+
+def test_challenger_then_champion_then_back(plane):
+    one, two = make_bundle(plane.home, 1), make_bundle(plane.home, 2)
+    plane.store.put(rollout(None, 1, challenger=one))
+    plane.repository.poll()
+    assert status(plane, "/v2/models/toy/versions/1/ready")[0] == 200
+    assert status(plane, "/v2/models/toy/ready")[0] == 503
+    assert status(plane, "/v2/health/ready")[0] == 200, "no champion is named yet, so none is missing"
+    assert plane.infer(BODY).status_code == 503
+    assert plane.infer(BODY, "/v2/models/toy/versions/1/infer").status_code == 503
+
+    plane.store.put(rollout(one, 2))
+    plane.repository.poll()
+    plane.store.put(rollout(one, 3, challenger=two))
+    plane.repository.poll()
+    assert answer(plane) == ("1", [4.0])
+    assert status(plane, "/v2/models/toy/versions/2/ready")[1]["ready"]
+    assert plane.infer(BODY, "/v2/models/toy/versions/2/infer").status_code == 404, "a challenger does not answer"
+
+    session = plane.repository.models["toy"].challenger
+    plane.store.put(rollout(two, 4, previous=one))
+    plane.repository.poll()
+    assert plane.repository.models["toy"].live is session, "it was warm, and is not loaded again"
+    assert answer(plane) == ("2", [8.0])
+    assert answer(plane, "/v2/models/toy/versions/1/infer") == ("1", [4.0])
+    assert status(plane, "/v2/models/toy/ready")[1]["generation"] == 4
+
+    damage(one)  # rollback needs the bundle no more: its session is warm
+    plane.store.put(rollout(one, 5, previous=two))
+    plane.repository.poll()
+    assert answer(plane) == ("1", [4.0])
+    assert plane.metrics.swaps == {"toy": 3}
+
+
+@pytest.mark.parametrize("name", ["model.onnx", "contract.json", "manifest.json", "manifest.sig", "golden.npz"])
+def test_a_damaged_bundle_leaves_the_live_version(plane, name):
+    one, two = make_bundle(plane.home, 1), make_bundle(plane.home, 2)
+    plane.store.promote(one)
+    plane.repository.poll()
+    damage(two, name)
+    plane.store.promote(two)
+    plane.repository.poll()
+    assert answer(plane) == ("1", [4.0])
+    code, ready = status(plane, "/v2/models/toy/ready")
+    assert (code, ready["version"], ready["generation"]) == (200, "1", 1)
+    assert name.split(".")[0] in ready["problem"]
+    code, two_ready = status(plane, "/v2/models/toy/versions/2/ready")
+    assert (code, two_ready["ready"]) == (503, False)
+    assert "version 2 is refused" in two_ready["problem"]
+    assert 'homeostat_swaps_total{model="toy"} 1.0' in plane.call("GET", "/metrics").text
+
+
+def test_a_repaired_bundle_is_tried_again(plane, monkeypatch):
+    monkeypatch.setattr("homeostat.serving.repository.RETRY_SECONDS", (0.0,))
+    one = make_bundle(plane.home, 1)
+    path = Path(one.url.removeprefix("file://")) / "model.onnx"
+    data = path.read_bytes()
+    path.write_bytes(b"x")
+    plane.store.promote(one)
+    plane.repository.poll()
+    assert answer(plane) is None
+    assert status(plane, "/v2/health/ready")[0] == 503
+    path.write_bytes(data)
+    plane.repository.poll()
+    assert answer(plane) == ("1", [4.0])
+    assert status(plane, "/v2/models/toy/ready")[1]["problem"] == ""
+
+
+def test_a_refused_bundle_is_not_tried_at_every_poll(plane):
+    one = make_bundle(plane.home, 1)
+    damage(one)
+    plane.store.promote(one)
+    plane.repository.poll()
+    times = dict(plane.repository._refused)
+    plane.repository.poll()
+    assert plane.repository._refused == times
+
+
+def test_a_graph_that_does_not_fit_its_contract(plane, monkeypatch):
+    monkeypatch.setattr("tests.bundles.contract_of", lambda graph: contract_of(linear(width=5)))
+    monkeypatch.setattr("homeostat.bundle._golden", lambda onnx, rows: _golden_of_four())
+    plane.store.promote(make_bundle(plane.home, 1))
+    plane.repository.poll()
+    assert "contract says" in status(plane, "/v2/models/toy/ready")[1]["problem"]
+
+
+def _golden_of_four():
+    return npz_of({"input:x": np.ones((1, 4), np.float32), "output:output": np.full((1, 1), 4, np.float32)})
+
+
+def test_the_last_verified_version_survives_a_restart_without_the_control_store(plane):
+    one, two = make_bundle(plane.home, 1), make_bundle(plane.home, 2)
+    plane.store.promote(one)
+    plane.repository.poll()
+    plane.store.promote(two)
+    plane.repository.poll()
+
+    again = make_plane(plane.home, Store(down=True))
+    again.repository.restore()
+    again.repository.poll()
+    assert answer(again) == ("2", [8.0])
+    assert answer(again, "/v2/models/toy/versions/1/infer") == ("1", [4.0])
+    assert status(again, "/v2/health/ready")[0] == 200
+    assert status(again, "/v2/models/toy/ready")[1]["generation"] == 2
+
+    again.store.down = False
+    again.store.put(rollout(one, 3, previous=two))
+    again.repository.poll()
+    assert answer(again) == ("1", [4.0])
+
+
+def test_a_restart_with_a_damaged_bundle_does_not_serve_it(plane):
+    one = make_bundle(plane.home, 1)
+    plane.store.promote(one)
+    plane.repository.poll()
+    damage(one)
+    again = make_plane(plane.home, Store(down=True))
+    again.repository.restore()
+    assert again.infer(BODY).status_code == 503
+    assert "model.onnx" in status(again, "/v2/models/toy/ready")[1]["problem"]
+
+
+def test_a_refused_version_is_not_remembered(plane):
+    one, two = make_bundle(plane.home, 1), make_bundle(plane.home, 2)
+    plane.store.promote(one)
+    plane.repository.poll()
+    damage(two)
+    plane.store.promote(two)
+    plane.repository.poll()
+    assert json.loads((plane.home / "serving" / "toy.json").read_text())["row"]["champion"]["version"] == 1
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"row": {}, "verified": {}}', '{"row": {"champion": 1}}'])
+def test_a_damaged_memory_is_passed_over(plane, text):
+    (plane.home / "serving").mkdir()
+    (plane.home / "serving" / "toy.json").write_text(text)
+    plane.repository.restore()
+    assert plane.repository.models == {}
+
+
+def test_a_model_name_that_is_a_path_is_passed_over(plane):
+    one = make_bundle(plane.home, 1)
+    plane.store.put(replace(rollout(one), model="../../toy"))
+    plane.repository.poll()
+    assert plane.repository.models == {}
+    assert not list(plane.home.parent.glob("toy*.json"))
+
+
+def test_few_sessions_are_kept(plane):
+    for version in range(1, 8):
+        plane.store.promote(make_bundle(plane.home, version))
+        plane.repository._memory.add(plane.store.table["toy"].champion, batch_invariant=True)  # spares 7 processes
+        plane.repository.poll()
+    assert len(plane.repository._sessions["toy"]) == 4
+    assert answer(plane) == ("7", [28.0])
+
+
+def _opened(home, graph=None):
+    return open_bundle(make_bundle(home, onnx_bytes=graph), load_public_key(home))
+
+
+def test_preflight_reports(plane):
+    bundle = _opened(plane.home)
+    report = preflight(bundle.onnx, bundle.golden, "here")
+    assert report.batch_invariant
+    assert 0 < report.seconds_one_row < 1
+
+
+def test_preflight_refuses_another_graphs_answers(plane):
+    bundle = _opened(plane.home)
+    with pytest.raises(BundleInvalid, match=r"here: preflight refused it: .*golden rows"):
+        preflight(linear(1.1), bundle.golden, "here")
+    with pytest.raises(BundleInvalid, match="does not load"):
+        preflight(b"\x08\x09", bundle.golden, "here")
+    with pytest.raises(BundleInvalid, match=r"golden.npz"):
+        preflight(bundle.onnx, b"PK", "here")
+
+
+def test_preflight_has_limits(plane):
+    bundle = _opened(plane.home)
+    with pytest.raises(BundleInvalid, match=r"over 0.01 s"):
+        preflight(bundle.onnx, bundle.golden, "here", wall_seconds=0.01)
+    with pytest.raises(BundleInvalid, match="here: "):
+        preflight(bundle.onnx, bundle.golden, "here", memory_bytes=40 * 1024 * 1024)
+
+
+def test_preflight_survives_a_graph_that_kills_its_process(plane):
+    """Integer MIN / -1 is SIGFPE on x86; elsewhere the golden rows just differ."""
+    low = numpy_helper.from_array(np.array([-(2**63)], np.int64), "low")
+    graph = graph_bytes(
+        [helper.make_node("Div", ["low", "x"], ["output"])],
+        [helper.make_tensor_value_info("x", TensorProto.INT64, ["n"])],
+        [helper.make_tensor_value_info("output", TensorProto.INT64, ["n"])],
+        [low],
+    )
+    golden = npz_of({"input:x": np.array([-1], np.int64), "output:output": np.array([0], np.int64)})
+    with pytest.raises(BundleInvalid, match=r"SIGFPE|golden rows"):
+        preflight(graph, golden, "here")
+
+
+def test_the_thread_follows_and_is_poked(plane):
+    one = make_bundle(plane.home, 1)
+    plane.store.promote(one)
+    plane.repository.start()
+    try:
+        for _ in range(200):
+            if answer(plane) is not None:
+                break
+            plane.repository.poke()
+            time.sleep(0.05)
+        assert answer(plane) == ("1", [4.0])
+    finally:
+        plane.repository.close()
+    assert not plane.repository._thread.is_alive()

@@ -1,0 +1,84 @@
+"""The model card says what the records say."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from homeostat.card import model_card
+from homeostat.config import ProjectConfig
+from homeostat.records import (
+    Artifact,
+    Candidate,
+    Comparison,
+    Compression,
+    DatasetRecord,
+    Evaluation,
+    Export,
+    Gate,
+    Interval,
+    Latency,
+    Lineage,
+    TrainedModel,
+    Validation,
+)
+
+FILE = Artifact("/tmp/x", "c" * 64, 2048)
+CONFIG = ProjectConfig(name="digits", project="projects.digits.project:Digits", task="classification")
+SOURCES = {"project": 1200}
+METRICS = {"accuracy": Interval(0.97, 0.95, 0.99), "f1": Interval(0.9, 0.8, 1)}
+
+
+def candidate(name: str, **changes) -> Candidate:
+    made = Candidate(name, FILE, FILE, {"accuracy": 0.975}, (Latency(1, 12.3, 45.6), Latency(32, 50, 99)), 0.001, True)
+    return replace(made, **changes)
+
+
+@pytest.fixture
+def records() -> dict:
+    return {
+        "project_doc": "Handwritten digits.\n\n    8 x 8 grey pixels.\n    ",
+        "config": CONFIG,
+        "dataset": DatasetRecord("digits", "classification", "d" * 64, {"train": 1000, "test": 200}, {}, SOURCES),
+        "validation": Validation(FILE, FILE, FILE, "/docs", 75, "inferred"),
+        "trained": TrainedModel(FILE, 7, 3.21, {}, 12345),
+        "compression": Compression(
+            (candidate("fp32"), candidate("dynamic_int8", refused="p50 2.0x | over 1.5x", batch_invariant=False)),
+            "fp32", "fp32: nothing smaller keeps the budget", FILE, FILE,
+        ),
+        "export": Export(FILE, FILE, "/saved", "fp32", (Gate("parity", "max 1e-6"),)),
+        "evaluation": Evaluation("accuracy", METRICS, 200, ()),
+        "lineage": Lineage("run-7", "d" * 64, "e" * 64, "f" * 64, "a" * 40, True, 3),
+    }  # fmt: skip
+
+
+def test_the_card(records):
+    card = model_card(**records)
+    headings = [line for line in card.splitlines() if line.startswith("#")]
+    assert headings == [
+        "# digits", "## What it is", "## Figures", "## Data", "## Candidates",
+        "## Gates passed", "## Limits", "## Lineage",
+    ]  # fmt: skip
+    assert "Handwritten digits.\n\n8 x 8 grey pixels." in card
+    assert "| **accuracy** | 0.9700 | 0.9500 to 0.9900 |" in card
+    assert "| metric | value | 95 % interval |" in card
+    assert "12,345 parameters, 7 epochs, 3.2 s on CPU" in card
+    assert "| fp32 | 0.9750 | 2.0 KB | 12 / 46 | 0.001 | chosen |" in card
+    assert "p50 2.0x \\| over 1.5x" in card
+    assert "| test | 200 |" in card
+    assert f"`{'a' * 40}` with uncommitted changes" in card
+    assert "| parent version | v3 |" in card
+    assert "Against champion" not in card
+    assert "other rows of a batch" not in card
+
+
+def test_champion_and_batch_dependence(records):
+    versus = Comparison("accuracy", 3, 200, 0.97, 0.96, Interval(0.01, -0.002, 0.02))
+    records["evaluation"] = replace(records["evaluation"], comparison=versus)
+    records["compression"] = replace(records["compression"], winner="dynamic_int8")
+    records["project_doc"] = ""
+    card = model_card(**records)
+    assert "Against champion v3 on the same 200 rows: accuracy 0.9700 against 0.9600, gain +0.0100" in card
+    assert "other rows of a batch" in card
+    assert "has no docstring" in card
