@@ -213,3 +213,5 @@ def running(folder: Path, server: Server, workload: Workload, core: int | None) 
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
+        if "HOMEOSTAT_HOME" in environment:  # some hundred MB of captured requests
+            shutil.rmtree(environment["HOMEOSTAT_HOME"], ignore_errors=True)

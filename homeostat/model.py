@@ -16,7 +16,7 @@ from homeostat.records import Artifact
 
 
 def arrange(model: keras.Model, inputs: Mapping[str, Array]) -> Any:
-    """Return the inputs in the structure that the model takes: a dict if it was built with one, else a tuple.
+    """Return the inputs in the structure that the model takes: one array, a dict or a tuple, as it was built.
 
     Raises ConfigError when names or shapes are not the dataset's, or the model is not functional.
     """
@@ -35,10 +35,16 @@ def arrange(model: keras.Model, inputs: Mapping[str, Array]) -> Any:
         declared, found = tuple(tensor.shape[1:]), inputs[tensor.name].shape[1:]
         if len(declared) != len(found) or any(d not in (None, f) for d, f in zip(declared, found, strict=True)):
             raise ConfigError(f"input {tensor.name!r}: build_model takes {declared} a row, the dataset has {found}")
-    structure = getattr(model, "_inputs_struct", tensors)
-    if isinstance(structure, dict):
-        return {key: inputs[tensor.name] for key, tensor in structure.items()}
-    return tuple(inputs[name] for name in names)
+    return structured(model, inputs)
+
+
+def structured(model: keras.Model, values: Mapping[str, Any]) -> Any:
+    """Return values, given by input name, in the structure that the model was built with (lists as tuples)."""
+    # Sequential has no structure of its own; Keras 3 names a functional model's only in this attribute
+    structure = getattr(model, "_inputs_struct", model.inputs[0])
+    if isinstance(structure, list):
+        structure = tuple(structure)
+    return keras.tree.map_structure(lambda tensor: values[tensor.name], structure)
 
 
 def answer(model: keras.Model, inputs: Mapping[str, Array]) -> Array:
@@ -51,10 +57,13 @@ def save_model(model: keras.Model, path: Path) -> Artifact:
     """Write a .keras file without the optimizer, under a temporary name first."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{os.getpid()}.{path.name}")
+    optimizer, compiled = getattr(model, "optimizer", None), model.compiled
     try:
-        model.save(temporary, include_optimizer=False)
+        model.optimizer, model.compiled = None, False  # Keras has no option that leaves them out of a .keras file
+        model.save(temporary)
         temporary.replace(path)
     finally:
+        model.optimizer, model.compiled = optimizer, compiled
         temporary.unlink(missing_ok=True)
     return artifact_of(path)
 

@@ -51,16 +51,17 @@ class Prune(keras.callbacks.Callback):
             rate = rate_at(self._step / self._ramp, self._final)
             self._masks = [(kernel, prune_mask(kernel.numpy(), rate)) for kernel in self._kernels()]
         for kernel, mask in self._masks:
-            kernel.assign(kernel.numpy() * (1 - mask))
+            kernel.assign(kernel - kernel * mask)
 
 
 def prune(
     model: keras.Model, project: Project, config: ProjectConfig, train: Dataset, validation: Dataset
 ) -> keras.Model:
-    """Fine-tune a copy of the model while its kernels are pruned to `compress.sparsity`.
+    """Fine-tune the model in place while its kernels are pruned to `compress.sparsity`; return it.
 
     The learning rate is a tenth of training's, constant. Early stopping is off: it could restore
-    weights of before the pruning. Returns the copy; the model given is left as it is.
+    weights of before the pruning. Give a model loaded for this alone: a clone would lose what a
+    Normalization layer was adapted to, which set_weights does not restore.
     """
     options = config.train.model_copy(
         update={
@@ -72,11 +73,9 @@ def prune(
     )
     tuned = config.model_copy(update={"train": options})
     make_reproducible(options.seed)
-    copy = keras.models.clone_model(model)
-    copy.set_weights(model.get_weights())
     steps = options.epochs * -(-len(train) // options.batch_size)
-    fit_model(copy, project, tuned, train, validation, callbacks=[Prune(config.compress.sparsity, steps)])
-    return copy
+    fit_model(model, project, tuned, train, validation, callbacks=[Prune(config.compress.sparsity, steps)])
+    return model
 
 
 def sparsity(model: keras.Model) -> float:

@@ -33,23 +33,39 @@ def write_table(
     return write_artifact(path, ("\n".join(lines).rstrip() + "\n").encode())
 
 
+def _color(one: Candidate, winner: str) -> str:
+    return "#1a7f37" if one.name == winner else "#9a9a9a" if one.refused else "#1f5fa8"
+
+
 def write_plot(candidates: Sequence[Candidate], winner: str, primary: str, path: Path) -> Artifact:
-    """Write a PNG: bytes against the primary metric and against latency at batch 1, a point a candidate."""
-    figure = Figure(figsize=(9, 3.6), layout="constrained")
+    """Write a PNG: bytes against the primary metric and against latency at batch 1, a point a candidate.
+
+    Names stand in one legend, with a marker each: candidates of nearly one size or one metric
+    would write over each other.
+    """
+    figure = Figure(figsize=(9, 4), layout="constrained")
     FigureCanvasAgg(figure)
     left, right = figure.subplots(1, 2)
     for axes, label in ((left, f"{primary} on validation"), (right, "p50 at batch 1 (us)")):
-        for one in candidates:
+        for marker, one in zip("osD^vPX*", candidates, strict=False):
             y = one.metrics[primary] if axes is left else one.latency[0].p50_us
-            color = "#1a7f37" if one.name == winner else "#9a9a9a" if one.refused else "#1f5fa8"
-            axes.scatter(one.onnx.bytes / 1000, y, s=70, color=color, zorder=3)
-            axes.annotate(one.name, (one.onnx.bytes / 1000, y), xytext=(6, 6), textcoords="offset points", fontsize=9)
+            edge = {"facecolors": "none", "linewidths": 2, "edgecolors": _color(one, winner)}
+            axes.scatter(one.onnx.bytes / 1000, y, s=90, marker=marker, label=_label(one, winner), zorder=3, **edge)
         axes.set_xlabel("ONNX file (kB)")
         axes.set_ylabel(label)
-        axes.margins(x=0.25, y=0.25)
+        axes.margins(x=0.1, y=0.15)
+        axes.ticklabel_format(useOffset=False)
         axes.grid(alpha=0.3)
         axes.set_xlim(left=0)
-    figure.suptitle(f"Candidates: {winner} chosen (green); grey ones are over the budget", fontsize=11)
+    right.set_ylim(bottom=0)
+    handles, labels = left.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=min(4, len(labels)), frameon=False, fontsize=9)
+    figure.suptitle("Candidates: green chosen, grey over the budget", fontsize=11)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=120)
     return write_artifact(path, buffer.getvalue())
+
+
+def _label(one: Candidate, winner: str) -> str:
+    state = "chosen" if one.name == winner else "over budget" if one.refused else ""
+    return f"{one.name} ({state})" if state else one.name

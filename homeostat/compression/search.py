@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
 from homeostat.compression.budget import choose
 from homeostat.compression.pruning import prune
@@ -16,9 +15,9 @@ from homeostat.compression.report import write_plot, write_table
 from homeostat.compression.timing import time_graphs
 from homeostat.config import ProjectConfig
 from homeostat.dataset import Array, Dataset, read_artifact
-from homeostat.errors import ExportMismatch
+from homeostat.errors import BundleInvalid, ExportMismatch, ExportUnsupported, TrainingFailed
 from homeostat.evaluation.metrics import higher_is_better, measure
-from homeostat.export.gates import INVARIANCE_TOLERANCE, batch_invariance
+from homeostat.export.gates import INVARIANCE_TOLERANCE, ORT_ERRORS, batch_invariance
 from homeostat.export.onnx import to_onnx
 from homeostat.inference import predict, session
 from homeostat.model import load_model, save_model
@@ -26,12 +25,11 @@ from homeostat.project import Project
 from homeostat.records import Artifact, Candidate, Compression, DatasetRecord, TrainedModel
 
 Report = Callable[[str], None]
-_CANNOT = (
+_CANNOT: tuple[type[Exception], ...] = (
     *(ValueError, RuntimeError, TypeError, KeyError, AttributeError),
-    *(ort_errors.Fail, ort_errors.InvalidArgument, ort_errors.InvalidGraph),
-    *(ort_errors.NotImplemented, ort_errors.RuntimeException),
+    *(BundleInvalid, ExportUnsupported, TrainingFailed, *ORT_ERRORS),
 )
-"""What ONNX Runtime's quantizer raises for a graph that it cannot quantize."""
+"""What fine-tuning, the quantizer and the loading of its graph raise for a model that is not made for them."""
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from tensorflow.python.framework.convert_to_constants import convert_variables_t
 
 from homeostat.dataset import Array, write_artifact
 from homeostat.errors import ExportUnsupported
+from homeostat.model import structured
 from homeostat.records import Artifact
 
 BATCH = "batch"
@@ -24,15 +25,12 @@ OUTPUT = "output"
 def _freeze(model: keras.Model) -> Any:
     """Return the model's concrete function with its variables as constants, called without training."""
     tensors = model.inputs
-    structure = getattr(model, "_inputs_struct", tensors)
     signature = [tf.TensorSpec((None, *t.shape[1:]), t.dtype, name=t.name) for t in tensors]
 
     @tf.function(input_signature=signature, autograph=False)  # type: ignore[untyped-decorator]
     def call(*values: Any) -> Any:
         named = {tensor.name: value for tensor, value in zip(tensors, values, strict=True)}
-        if isinstance(structure, dict):
-            return model({key: named[tensor.name] for key, tensor in structure.items()}, training=False)
-        return model(list(values), training=False)
+        return model(structured(model, named), training=False)
 
     return convert_variables_to_constants_v2(call.get_concrete_function(), lower_control_flow=False)
 

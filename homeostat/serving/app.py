@@ -101,7 +101,7 @@ class App:
             else:
                 await self._refuse(send, 405, f"{scope['method']:.20} is not for this path; use GET", b"GET, HEAD")
         except RequestInvalid as error:
-            if found is None or found.action != "infer" or error.status in (404, 413, 415):
+            if found is None or found.action != "infer":  # that one counts by version
                 self._plane.metrics.refuse(error.status)
             await self._error(send, error.status, str(error))
         except Disconnected:
@@ -118,8 +118,12 @@ class App:
                 length = value.decode("latin-1")
             elif name == b"content-encoding":
                 encoding = value
-        served = self._plane.find(found.model, found.version)
-        body = await self._body(scope, receive, encoding)
+        try:
+            served = self._plane.find(found.model, found.version)
+            body = await self._body(scope, receive, encoding)
+        except RequestInvalid as error:
+            self._plane.metrics.refuse(error.status)
+            raise
         try:
             request, wanted = protocol.decode(body, length)
             protocol.check_wanted(served, wanted)

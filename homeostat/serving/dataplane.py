@@ -73,7 +73,7 @@ def check_id(value: object, where: str) -> str:
 
 
 def make_id() -> str:
-    """Return 32 hex digits: the time first, so that SQLite appends, then 64 random bits, so that none can be guessed."""
+    """Return 32 hex digits: the time, so that SQLite appends, then 64 random bits, so that none is guessed."""
     return f"{time.time_ns():016x}{os.urandom(8).hex()}"
 
 

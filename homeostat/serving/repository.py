@@ -25,6 +25,7 @@ from homeostat.serving.served import Served
 log = logging.getLogger(__name__)
 
 POLL_SECONDS = 0.1
+FAILED_SECONDS = 5.0
 KEPT_SESSIONS = 4
 """Sessions kept warm for a model, those of its row among them."""
 RETRY_SECONDS = (1.0, 5.0, 30.0)
@@ -123,8 +124,13 @@ class Repository:
     def _follow(self) -> None:
         self.restore()
         while not self._closing.is_set():
-            self.poll()
-            self._poked.wait(self._poll_seconds)
+            wait = self._poll_seconds
+            try:
+                self.poll()
+            except Exception as error:  # this thread must outlive anything: without it no rollback arrives
+                self.problem, wait = f"the rollout rows cannot be followed: {error}", FAILED_SECONDS
+                log.exception("following the rollout rows failed; again in %g s", wait)
+            self._poked.wait(wait)
             self._poked.clear()
 
     def restore(self) -> None:
@@ -139,6 +145,7 @@ class Repository:
                 self._source = self._connect()
             rows = self._source.rows()
         except Exception as error:  # noqa: BLE001  whatever fails there, the data plane goes on with what it has
+            self._source = None  # connect anew: it may be another database by then
             text = f"the control store cannot be read: {type(error).__name__}: {error}"
             if text != self.problem:
                 log.warning("%s; going on with the last verified versions", text)

@@ -18,7 +18,7 @@ from homeostat.errors import ConfigError, TrainingFailed
 from homeostat.model import arrange, save_model
 from homeostat.project import Project
 from homeostat.records import DatasetRecord, Task, TrainedModel
-from homeostat.training.batches import Batches, balanced_weights
+from homeostat.training.batches import Augmented, augments, balanced_weights
 from homeostat.training.schedules import SetLearningRate
 from homeostat.training.strategy import choose_strategy
 
@@ -107,11 +107,17 @@ def fit_model(
     measures = ["accuracy"] if config.task == "classification" else ["mean_absolute_error"]
     jit: Any = "auto" if tf.config.list_physical_devices("GPU") else False  # XLA on a CPU costs seconds and gains none
     model.compile(optimizer=_optimizer(options), loss=loss, metrics=measures, jit_compile=jit)
-    batches = Batches(model, project, train, options.batch_size, options.seed)
-    if options.class_weights == "balanced" and config.task == "classification":
-        batches.weights = balanced_weights(train.target)
+    balanced = options.class_weights == "balanced" and config.task == "classification"
+    weights = balanced_weights(train.target) if balanced else None
+    if augments(project):
+        augmented = Augmented(model, project, train, options.batch_size, options.seed, weights)
+        rows: dict[str, Any] = {"x": augmented.dataset()}
+    else:  # Keras' own way is a quarter faster than a generator
+        arranged = arrange(model, train.inputs)
+        rows = {"x": arranged, "y": train.target, "sample_weight": weights, "batch_size": options.batch_size}
     watch = _Watch(on_epoch)
-    every: list[keras.callbacks.Callback] = [SetLearningRate(options, len(batches)), *callbacks, watch]
+    steps = math.ceil(len(train) / options.batch_size)
+    every: list[keras.callbacks.Callback] = [SetLearningRate(options, steps), *callbacks, watch]
     if options.early_stopping is not None:
         stop = options.early_stopping
         every.append(
@@ -120,14 +126,17 @@ def fit_model(
             )
         )
     held_out = (arrange(model, validation.inputs), validation.target)
-    model.fit(
-        batches,
-        epochs=options.epochs,
-        validation_data=held_out,
-        validation_batch_size=1024,
-        callbacks=every,
-        verbose=0,
-    )
+    try:
+        model.fit(
+            **rows,
+            epochs=options.epochs,
+            validation_data=held_out,
+            validation_batch_size=1024,
+            callbacks=every,
+            verbose=0,
+        )
+    except tf.errors.OpError as error:  # what augment raises arrives as one too
+        raise TrainingFailed(f"training stopped in epoch {watch.epochs + 1}: {error.message!s:.500}") from error
     return watch.epochs
 
 

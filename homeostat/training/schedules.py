@@ -41,6 +41,7 @@ class SetLearningRate(keras.callbacks.Callback):
         super().__init__()
         self._config, self._steps = config, steps_per_epoch
         self._epoch, self._best, self._waited, self._factor = 0, math.inf, 0, 1.0
+        self._set: float | None = None
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Remember the epoch."""
@@ -49,7 +50,8 @@ class SetLearningRate(keras.callbacks.Callback):
     def on_train_batch_begin(self, batch: int, logs: dict[str, Any] | None = None) -> None:
         """Set the rate of this batch."""
         rate = learning_rate(self._config, self._epoch + (batch + 1) / self._steps) * self._factor
-        self.model.optimizer.learning_rate = max(rate, 1e-12)
+        if rate != self._set:  # setting it costs as much as a small step
+            self.model.optimizer.learning_rate = self._set = rate
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Lower the factor when val_loss has not improved for `patience` epochs."""

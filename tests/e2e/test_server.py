@@ -170,10 +170,12 @@ def test_kill_9_leaves_no_writer_and_a_restart_serves_the_last_verified_version(
         time.sleep(0.02)
     for file in served.home.glob("control.db*"):
         file.unlink()
-    served.environment["HOMEOSTAT_CONTROL_URL"] = f"sqlite:///{served.home}/absent/folder/control.db"
+    served.environment["HOMEOSTAT_CONTROL_URL"] = "sqlite:////proc/absent/control.db"
     served.start()
     served.wait(lambda: served.get("/v2/models/toy/ready")[0] == 200)
     assert served.call("POST", "/v2/models/toy/infer", BODY)[1]["model_version"] == "1"
+    served.wait(lambda: served.line("the control store cannot be read"))
+    assert served.get("/v2/health/ready")[0] == 200
 
 
 def test_a_slow_client_that_sends_too_much_is_told(served):
