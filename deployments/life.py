@@ -121,7 +121,13 @@ class Life:
     def _monitor(self) -> dict[str, Any]:
         run = self.flows.run(self._deployment("monitor"), {"since": self.born.isoformat()})
         found = self.flows.monitoring_of(run, self.settings)
-        self.timeline.add("monitor", self.flows.seconds(run), found["reason"])
+        drifted = [column["column"] for column in found["columns"] if column["drifted"]]
+        names = ", ".join(drifted[:3]) + (", ..." if len(drifted) > 3 else "")
+        figure = f"{len(drifted)} of {len(found['columns'])} columns drifted: {names}" if drifted else found["reason"]
+        for name, interval in found["quality"].items():
+            if name == self.config.primary:
+                figure += f"; live {name} {interval['value']:.4f}"
+        self.timeline.add("monitor", self.flows.seconds(run), figure)
         return found
 
     def live_traffic(self) -> None:
@@ -222,7 +228,7 @@ def _live(name: str, keep: bool, console: Console) -> None:
     life = Life(name, ports, settings, console)
     if not hasattr(sys.modules[type(life.project).__module__], "shift"):
         raise ConfigError(f"{life.config.project.partition(':')[0]} needs shift(inputs, rng) for `make run`")
-    with running_stack(ports, settings, console):
+    with running_stack(ports, settings, console), life.traffic:
         life.timeline.add("start", life.timeline.elapsed(), "Prefect, MLflow, model server, worker")
         life.first_version()
         life.live_traffic()

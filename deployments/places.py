@@ -78,8 +78,9 @@ def environment(ports: Ports, settings: Settings) -> dict[str, str]:
     """Return the environment of every process: absolute places, local URLs, no telemetry."""
     urls = ports.urls
     binaries = str(Path(sys.executable).parent)
+    inherited = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
     return {
-        **os.environ,
+        **inherited,
         "PATH": f"{binaries}{os.pathsep}{os.environ.get('PATH', '')}",
         "PYTHONUNBUFFERED": "1",
         "HOMEOSTAT_ROOT": str(settings.root),
@@ -94,6 +95,7 @@ def environment(ports: Ports, settings: Settings) -> dict[str, str]:
         "PREFECT_LOCAL_STORAGE_PATH": str(settings.home / "prefect" / "storage"),
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
         "PREFECT_CLI_PROMPT": "false",
+        "PREFECT_WORKER_QUERY_SECONDS": "1",
         "PREFECT_LOGGING_COLORS": "false",
         "DO_NOT_TRACK": "1",
         "MLFLOW_DISABLE_TELEMETRY": "true",

@@ -40,7 +40,7 @@ class Timeline:
         """Print and keep one stage."""
         self.rows.append(Row(name, seconds, figure))
         line = Table.grid(padding=(0, 1), expand=True)
-        line.add_column(width=13)
+        line.add_column(width=15)
         line.add_column(width=8, justify="right")
         line.add_column(ratio=1)
         line.add_row(f"  {name}", f"{seconds:6.1f} s", figure)

@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from threading import Event, Thread, local
+from threading import Event, Thread
 from typing import Any
 
 import httpx
@@ -50,20 +50,21 @@ def infer_body(inputs: dict[str, Array], entity_id: str = "") -> dict[str, Any]:
 
 
 class Traffic:
-    """A client of one model."""
+    """A client of one model; a context manager that closes its connections."""
 
     def __init__(self, server_url: str, model: str) -> None:
-        self._url, self._model, self._thread = server_url, model, local()
+        self._url, self._model = server_url, model
+        self._client = httpx.Client(base_url=server_url, timeout=10, trust_env=False)
 
-    def _client(self) -> httpx.Client:
-        if not hasattr(self._thread, "client"):
-            self._thread.client = httpx.Client(base_url=self._url, timeout=10, trust_env=False)
-        client: httpx.Client = self._thread.client
-        return client
+    def __enter__(self) -> Traffic:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._client.close()
 
     def infer(self, body: dict[str, Any]) -> httpx.Response:
         """Send one request."""
-        return self._client().post(f"/v2/models/{self._model}/infer", json=body)
+        return self._client.post(f"/v2/models/{self._model}/infer", json=body)
 
     def send(self, data: Dataset, sent: Sent, on_progress: Callable[[int], None] = lambda _: None) -> None:
         """Send every row with its label, four at a time; failures are counted, with their texts."""
@@ -93,7 +94,7 @@ class Traffic:
                 else:
                     labels.append({"id": result[0], "labels": [result[1]]})
         for start in range(0, len(labels), _FEEDBACK_BATCH):
-            answer = self._client().post("/v1/feedback", json={"items": labels[start : start + _FEEDBACK_BATCH]})
+            answer = self._client.post("/v1/feedback", json={"items": labels[start : start + _FEEDBACK_BATCH]})
             if not answer.is_success:
                 raise ServerUnavailable(f"{self._url}/v1/feedback: {answer.status_code} {answer.text[:200]}")
 

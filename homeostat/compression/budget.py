@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -11,6 +12,8 @@ from homeostat.records import Candidate
 
 def refusal(candidate: Candidate, fp32: Candidate, primary: str, higher_is_better: bool, budget: CompressConfig) -> str:
     """Return why the budget refuses a candidate, with the figures; empty when it does not."""
+    if not math.isfinite(candidate.max_difference) or not math.isfinite(candidate.metrics[primary]):
+        return "it answers NaN or Inf on validation rows"
     if not candidate.batch_invariant:
         return "a row's answer depends on its neighbours in the batch"
     drop = fp32.metrics[primary] - candidate.metrics[primary]
@@ -42,6 +45,10 @@ def choose(
     winner = min(eligible, key=lambda c: (c.onnx.bytes, c.name != "fp32", c.latency[0].p50_us))
     if winner.name == "fp32":
         others = "; ".join(f"{c.name}: {c.refused or 'not smaller'}" for c in judged if c.name != "fp32")
-        return judged, "fp32", f"no other candidate is smaller within the budget ({others or 'none was asked for'})"
+        reason = f"no other candidate is smaller within the budget ({others or 'none was asked for'})"
+        p99 = fp32.latency[0].p99_us / 1000
+        if budget.max_latency_ms is not None and p99 > budget.max_latency_ms:
+            reason += f"; fp32 itself is over it: p99 {p99:.3f} ms (allowed {budget.max_latency_ms:g} ms)"
+        return judged, "fp32", reason
     ratio = fp32.onnx.bytes / winner.onnx.bytes
     return judged, winner.name, f"{ratio:.1f}x smaller than fp32, {primary} {winner.metrics[primary]:.4f} on validation"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 import keras
@@ -12,7 +13,10 @@ from homeostat.dataset import Array, Dataset
 from homeostat.project import Project
 from homeostat.training.fit import fit_model, make_reproducible
 
-UPDATES_PER_EPOCH = 4
+log = logging.getLogger(__name__)
+
+UPDATES = 16
+"""How often the masks are chosen anew while the rate rises."""
 
 
 def rate_at(progress: float, final: float) -> float:
@@ -38,7 +42,7 @@ class Prune(keras.callbacks.Callback):
     def __init__(self, final: float, steps: int) -> None:
         super().__init__()
         self._final, self._ramp, self._step = final, max(1, int(steps * 0.75)), 0
-        self._every = max(1, self._ramp // (UPDATES_PER_EPOCH * 4))
+        self._every = max(1, self._ramp // UPDATES)
         self._masks: list[tuple[Any, Array]] = []
 
     def _kernels(self) -> list[Any]:
@@ -59,14 +63,15 @@ def prune(
 ) -> keras.Model:
     """Fine-tune the model in place while its kernels are pruned to `compress.sparsity`; return it.
 
-    The learning rate is a tenth of training's, constant. Early stopping is off: it could restore
-    weights of before the pruning. Give a model loaded for this alone: a clone would lose what a
-    Normalization layer was adapted to, which set_weights does not restore.
+    The learning rate is a third of training's, constant: a tenth does not recover what the masks
+    take. Early stopping is off: it could restore weights of before the pruning. Give a model that
+    was loaded for this alone, not a clone: set_weights does not restore what a Normalization
+    layer was adapted to, and the clone would see features that are not scaled.
     """
     options = config.train.model_copy(
         update={
             "epochs": config.compress.pruning_epochs,
-            "learning_rate": config.train.learning_rate / 10,
+            "learning_rate": config.train.learning_rate / 3,
             "schedule": type(config.train.schedule)(),
             "early_stopping": None,
         }
@@ -75,6 +80,7 @@ def prune(
     make_reproducible(options.seed)
     steps = options.epochs * -(-len(train) // options.batch_size)
     fit_model(model, project, tuned, train, validation, callbacks=[Prune(config.compress.sparsity, steps)])
+    log.info("%.1f %% of the kernels' weights are zero", 100 * sparsity(model))
     return model
 
 

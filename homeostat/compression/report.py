@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
+import json
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -16,14 +18,25 @@ from homeostat.records import Artifact, Candidate
 def write_table(
     candidates: Sequence[Candidate], winner: str, reason: str, failed: Sequence[str], path: Path
 ) -> Artifact:
-    """Write one row a candidate: metrics on validation, bytes, latency, and why it was refused."""
+    """Write one row a candidate: metrics on validation, bytes, latency, and why it was refused.
+
+    The same as JSON, with all digits, stands beside it as `path` with the suffix .json.
+    """
+    figures = {
+        "winner": winner,
+        "reason": reason,
+        "candidates": [asdict(one) for one in candidates],
+        "failed": list(failed),
+    }
+    write_artifact(path.with_suffix(".json"), json.dumps(figures, indent=1).encode())
     metrics, batches = list(candidates[0].metrics), [latency.batch for latency in candidates[0].latency]
-    heads = ["candidate", *metrics, "bytes", *(f"p50 / p99 us at batch {b}" for b in batches), ""]
+    heads = ["candidate", *metrics, "off fp32 by", "bytes", *(f"p50 / p99 us at batch {b}" for b in batches), ""]
     lines = [f"**{winner}**: {reason}", "", f"| {' | '.join(heads)} |", f"|---|{'---:|' * (len(heads) - 2)}---|"]
     for one in candidates:
         cells = [
             one.name,
             *(f"{one.metrics[name]:.4f}" for name in metrics),
+            f"{one.max_difference:.1e}",
             f"{one.onnx.bytes:,}",
             *(f"{latency.p50_us:.1f} / {latency.p99_us:.1f}" for latency in one.latency),
             "chosen" if one.name == winner else one.refused,

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import onnx
 
 from homeostat.compression.budget import choose
 from homeostat.compression.pruning import prune
@@ -15,8 +16,8 @@ from homeostat.compression.report import write_plot, write_table
 from homeostat.compression.timing import time_graphs
 from homeostat.config import ProjectConfig
 from homeostat.dataset import Array, Dataset, read_artifact
-from homeostat.errors import BundleInvalid, ExportMismatch, ExportUnsupported, TrainingFailed
-from homeostat.evaluation.metrics import higher_is_better, measure
+from homeostat.errors import BundleInvalid, DataInvalid, ExportMismatch, ExportUnsupported, TrainingFailed
+from homeostat.evaluation.metrics import higher_is_better, measure, primary_of
 from homeostat.export.gates import INVARIANCE_TOLERANCE, ORT_ERRORS, batch_invariance
 from homeostat.export.onnx import to_onnx
 from homeostat.inference import predict, session
@@ -26,10 +27,23 @@ from homeostat.records import Artifact, Candidate, Compression, DatasetRecord, T
 
 Report = Callable[[str], None]
 _CANNOT: tuple[type[Exception], ...] = (
-    *(ValueError, RuntimeError, TypeError, KeyError, AttributeError),
-    *(BundleInvalid, ExportUnsupported, TrainingFailed, *ORT_ERRORS),
+    ValueError,
+    RuntimeError,
+    TypeError,
+    KeyError,
+    AttributeError,
+    IndexError,
+    AssertionError,
+    onnx.checker.ValidationError,
+    onnx.shape_inference.InferenceError,
+    BundleInvalid,
+    DataInvalid,
+    ExportUnsupported,
+    ExportMismatch,
+    TrainingFailed,
+    *ORT_ERRORS,
 )
-"""What fine-tuning, the quantizer and the loading of its graph raise for a model that is not made for them."""
+"""What fine-tuning, the quantizer, and loading and running its graph raise for a model not made for them."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +52,8 @@ class _Built:
 
     onnx: Artifact
     keras: Artifact
+    answers: Array
+    """[n, k] on the validation rows."""
 
 
 def _build(
@@ -48,29 +64,40 @@ def _build(
     trained: TrainedModel,
     fp32: Artifact,
     folder: Path,
-) -> _Built:
+) -> tuple[Artifact, Artifact]:
+    """Return the candidate's graph and the Keras model behind it."""
     path = folder / f"{name}.onnx"
     if name == "dynamic_int8":
-        return _Built(to_dynamic_int8(fp32, path), trained.keras)
+        return to_dynamic_int8(fp32, path), trained.keras
     if name == "static_int8":
-        return _Built(to_static_int8(fp32, path, Dataset.load(record.parts["calibration"])), trained.keras)
+        return to_static_int8(fp32, path, Dataset.load(record.parts["calibration"])), trained.keras
     rows, validation = Dataset.load(record.parts["train"]), Dataset.load(record.parts["validation"])
     pruned = prune(load_model(trained.keras), project, config, rows, validation)
-    return _Built(to_onnx(pruned, path, config.export.opset), save_model(pruned, folder / f"{name}.keras"))
+    return to_onnx(pruned, path, config.export.opset), save_model(pruned, folder / f"{name}.keras")
+
+
+def _answers(graph: Artifact, validation: Dataset) -> Array:
+    found: Array = predict(session(read_artifact(graph)), validation.inputs)
+    if not np.isfinite(found).all():
+        raise ExportMismatch("the graph answers NaN or Inf on validation rows; look for log(0) or 0/0 in the model")
+    return found
 
 
 def _build_all(
     project: Project, config: ProjectConfig, record: DatasetRecord, trained: TrainedModel, folder: Path, report: Report
 ) -> tuple[dict[str, _Built], list[str]]:
-    """Return the candidates that could be built, and `name: why` for those that could not."""
+    """Return the candidates that could be built and answer, and `name: why` for those that do not."""
+    validation = Dataset.load(record.parts["validation"])
     fp32 = to_onnx(load_model(trained.keras), folder / "fp32.onnx", config.export.opset)
-    built, failed = {"fp32": _Built(fp32, trained.keras)}, []
+    built, failed = {"fp32": _Built(fp32, trained.keras, _answers(fp32, validation))}, []
+    primary_of(config, measure(project, config, validation.target, built["fp32"].answers))
+    report(f"fp32: {fp32.bytes:,} bytes")
     for name in config.compress.candidates:
         if name == "fp32":
             continue
         try:
-            one = _build(name, project, config, record, trained, fp32, folder)
-            session(read_artifact(one.onnx))
+            graph, model = _build(name, project, config, record, trained, fp32, folder)
+            one = _Built(graph, model, _answers(graph, validation))
         except _CANNOT as error:
             failed.append(f"{name}: {type(error).__name__}: {error!s:.200}")
             report(f"{name} cannot be built: {error!s:.200}")
@@ -83,19 +110,14 @@ def _build_all(
 def _measure(project: Project, config: ProjectConfig, built: dict[str, _Built], validation: Dataset) -> list[Candidate]:
     graphs = {name: read_artifact(one.onnx) for name, one in built.items()}
     latency = time_graphs(graphs, validation.inputs, config.compress.timing_runs)
-    answers: dict[str, Array] = {n: predict(session(data), validation.inputs) for n, data in graphs.items()}
-    if not np.isfinite(answers["fp32"]).all():
-        raise ExportMismatch(
-            "the fp32 graph answers NaN or Inf on validation rows; look for log(0) or 0/0 in the model"
-        )
     return [
         Candidate(
             name=name,
             onnx=one.onnx,
             keras=one.keras,
-            metrics=measure(project, config, validation.target, answers[name]),
+            metrics=measure(project, config, validation.target, one.answers),
             latency=latency[name],
-            max_difference=float(np.abs(answers[name] - answers["fp32"]).max()),
+            max_difference=float(np.abs(one.answers - built["fp32"].answers).max()),
             batch_invariant=batch_invariance(graphs[name], validation.inputs) <= INVARIANCE_TOLERANCE,
         )
         for name, one in built.items()

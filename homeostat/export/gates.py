@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+from google.protobuf.message import DecodeError
 from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
 from homeostat.dataset import Array
@@ -51,7 +52,10 @@ def _answers(loaded: Any, inputs: Mapping[str, Array], rows: int) -> Array:
 
 def check_structure(data: bytes) -> Gate:
     """Check the whole graph (types and shapes too), and that every weight is in these bytes."""
-    proto = onnx.load_from_string(data)
+    try:
+        proto = onnx.load_from_string(data)
+    except DecodeError as error:
+        raise ExportUnsupported(f"these bytes are no ONNX graph: {error}; export the model again") from error
     for tensor in proto.graph.initializer:
         if tensor.data_location == onnx.TensorProto.EXTERNAL:
             raise GateFailed(f"weight {tensor.name!r} is in another file; export with every weight inside")

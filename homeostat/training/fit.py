@@ -102,7 +102,7 @@ def fit_model(
     Raises ConfigError when the model does not fit data and task, TrainingFailed at a loss that
     is not finite. With early stopping, the best weights are restored.
     """
-    options = config.train
+    options, arranged = config.train, arrange(model, train.inputs)
     loss = _loss(model, config.task, train.target)
     measures = ["accuracy"] if config.task == "classification" else ["mean_absolute_error"]
     jit: Any = "auto" if tf.config.list_physical_devices("GPU") else False  # XLA on a CPU costs seconds and gains none
@@ -111,9 +111,8 @@ def fit_model(
     weights = balanced_weights(train.target) if balanced else None
     if augments(project):
         augmented = Augmented(model, project, train, options.batch_size, options.seed, weights)
-        rows: dict[str, Any] = {"x": augmented.dataset()}
+        rows: dict[str, Any] = {"x": augmented.dataset(), "shuffle": False}
     else:  # Keras' own way is a quarter faster than a generator
-        arranged = arrange(model, train.inputs)
         rows = {"x": arranged, "y": train.target, "sample_weight": weights, "batch_size": options.batch_size}
     watch = _Watch(on_epoch)
     steps = math.ceil(len(train) / options.batch_size)

@@ -42,11 +42,12 @@ def live(place: ServerProcess, name: str) -> None:
     aliases = Registry(settings.mlflow_url).aliases(name)
     assert aliases["champion"] == 1
 
-    sent, traffic = Sent(), Traffic(place.url, name)
+    sent = Sent()
     born = datetime.now(UTC)
     parts = assign_parts(data, config.data, config.task, config.train.seed)
     held_out = np.concatenate([parts["test"], parts["calibration"]])
-    traffic.send(data.take(held_out), sent)
+    with Traffic(place.url, name) as traffic:
+        traffic.send(data.take(held_out), sent)
     assert sent.errors == []
     wait_captured(settings.traffic_path, sent.sent)
     calm = monitor(name, born)
@@ -57,7 +58,8 @@ def live(place: ServerProcess, name: str) -> None:
     rng = np.random.default_rng(0)
     module = sys.modules[type(project).__module__]
     base = data.take(rng.permutation(len(data))[:400])
-    traffic.send(replace(base, inputs=module.shift(dict(base.inputs), rng)), sent)
+    with Traffic(place.url, name) as traffic:
+        traffic.send(replace(base, inputs=module.shift(dict(base.inputs), rng)), sent)
     assert sent.errors == []
     wait_captured(settings.traffic_path, sent.sent)
     assert monitor(name, born).drifted
