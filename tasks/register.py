@@ -35,7 +35,8 @@ def register(
     from homeostat.monitoring.reference import make_reference
 
     at = open_project(run.project)
-    champion = ControlStore(at.settings.control_url).champion(at.config.name)
+    store = ControlStore(at.settings.control_url)
+    champion = store.champion(at.config.name)
     parent = champion.version if champion else None
     lineage = make_lineage(run.pipeline_id, data.sha256, at.config, at.settings.root, parent)
     doc = type(at.project).__doc__ or ""
@@ -60,4 +61,5 @@ def register(
         at.settings.bundles_url,
         held_out.classes,
     )
+    store.register_bundle(bundle)
     return ModelVersion(at.config.name, version, run.mlflow_run_id, bundle)

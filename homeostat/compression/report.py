@@ -73,12 +73,12 @@ def write_plot(candidates: Sequence[Candidate], winner: str, primary: str, path:
     right.set_ylim(bottom=0)
     handles, labels = left.get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=min(4, len(labels)), frameon=False, fontsize=9)
-    figure.suptitle("Candidates: green chosen, grey over the budget", fontsize=11)
+    figure.suptitle("Candidates: green chosen, grey refused", fontsize=11)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=120)
     return write_artifact(path, buffer.getvalue())
 
 
 def _label(one: Candidate, winner: str) -> str:
-    state = "chosen" if one.name == winner else "over budget" if one.refused else ""
+    state = "chosen" if one.name == winner else "refused" if one.refused else ""
     return f"{one.name} ({state})" if state else one.name

@@ -9,6 +9,8 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from homeostat.config import ProjectConfig
 from homeostat.dataset import Array, Dataset, read_artifact, write_artifact
 from homeostat.export import gates
@@ -40,10 +42,10 @@ def run_gates(
 def _write_saved_model(model: Any, folder: Path) -> str:
     """Write TensorFlow's SavedModel under a temporary name first; return the folder."""
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}")
-    shutil.rmtree(folder, ignore_errors=True)
     try:
         with contextlib.redirect_stdout(io.StringIO()):  # Keras prints its summary whatever `verbose` says
             model.export(temporary, format="tf_saved_model", verbose=False)
+        shutil.rmtree(folder, ignore_errors=True)  # a folder cannot be replaced by one
         temporary.replace(folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -59,14 +61,15 @@ def export(
     """
     del project
     chosen, folder = compression.chosen, workspace / "export"
-    rows = Dataset.load(record.parts["validation"])
-    rows = rows.take(slice(0, MAX_ROWS))  # type: ignore[arg-type]
+    part = Dataset.load(record.parts["validation"])
+    rows = part.take(np.arange(min(len(part), MAX_ROWS)))
     model, data = load_model(chosen.keras), read_artifact(chosen.onnx)
     passed = run_gates(data, rows, answer(model, rows.inputs), config, quantized=chosen.name in QUANTIZED)
+    saved_model = _write_saved_model(model, folder / "saved_model")
     return Export(
         onnx=write_artifact(folder / "model.onnx", data),
         keras=write_artifact(folder / "model.keras", read_artifact(chosen.keras)),
-        saved_model=_write_saved_model(model, folder / "saved_model"),
+        saved_model=saved_model,
         candidate=chosen.name,
         gates=passed,
     )

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
 import onnx
-from google.protobuf.message import DecodeError
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
 from homeostat.dataset import Array
 from homeostat.errors import BundleInvalid, DataInvalid, ExportMismatch, ExportUnsupported, GateFailed
-from homeostat.export.onnx import declared_inputs, unknown_ops
+from homeostat.export.onnx import OUTPUT, declared_inputs, unknown_ops
+from homeostat.graph import external_tensors
 from homeostat.inference import predict, session
 from homeostat.records import Gate, Task
 
@@ -30,6 +31,9 @@ ORT_ERRORS: tuple[type[Exception], ...] = (
 """What ONNX Runtime raises for a graph that it cannot run; they have no parent of their own."""
 
 _FAILS: tuple[type[Exception], ...] = (DataInvalid, *ORT_ERRORS)
+
+DOMAINS = frozenset({"", "ai.onnx", "ai.onnx.ml"})
+"""ONNX' own; a lookup layer becomes a LabelEncoder of ai.onnx.ml."""
 
 INVARIANCE_TOLERANCE = 1e-5
 
@@ -56,9 +60,9 @@ def check_structure(data: bytes) -> Gate:
         proto = onnx.load_from_string(data)
     except DecodeError as error:
         raise ExportUnsupported(f"these bytes are no ONNX graph: {error}; export the model again") from error
-    for tensor in proto.graph.initializer:
-        if tensor.data_location == onnx.TensorProto.EXTERNAL:
-            raise GateFailed(f"weight {tensor.name!r} is in another file; export with every weight inside")
+    outside = external_tensors(data)  # at any depth: subgraphs hold weights too
+    if outside:
+        raise GateFailed(f"weight {outside[0]!r} is in another file; export with every weight inside")
     try:
         onnx.checker.check_model(proto, full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
@@ -66,14 +70,23 @@ def check_structure(data: bytes) -> Gate:
     return Gate("checker", f"{len(proto.graph.node)} nodes, opset {proto.opset_import[0].version}")
 
 
+def _nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
+    """Yield every node, those of subgraphs (If, Loop) too."""
+    for node in graph.node:
+        yield node
+        for attribute in node.attribute:
+            for inner in (attribute.g, *attribute.graphs):
+                yield from _nodes(inner)
+
+
 def check_operators(data: bytes) -> Gate:
     """Check that each operator is one that ONNX, or ONNX Runtime's quantizer, defines."""
     proto = onnx.load_from_string(data)
     unknown = unknown_ops(proto)
     unknown += [
-        f"com.microsoft.{node.op_type} ({node.name})"
-        for node in proto.graph.node
-        if node.domain == "com.microsoft" and node.op_type not in CONTRIBUTED
+        f"{node.domain}.{node.op_type} ({node.name})"
+        for node in _nodes(proto.graph)
+        if node.domain not in DOMAINS and not (node.domain == "com.microsoft" and node.op_type in CONTRIBUTED)
     ]
     if proto.functions:
         unknown.append(f"{len(proto.functions)} functions of the model's own")
@@ -86,9 +99,15 @@ _NUMPY = {"tensor(float)": "float32", "tensor(double)": "float64", "tensor(float
 
 
 def check_inputs(data: bytes, inputs: Mapping[str, Array]) -> Gate:
-    """Check that the graph asks for exactly the dataset's inputs, each with an open batch dimension."""
-    found = {}
-    for node in _load(data).get_inputs():
+    """Check that the graph asks for exactly the dataset's inputs, each with an open batch dimension.
+
+    Its single output must be named `output`, which is what a client of the server is told.
+    """
+    found, loaded = {}, _load(data)
+    outputs = [node.name for node in loaded.get_outputs()]
+    if outputs != [OUTPUT]:
+        raise GateFailed(f"the graph has outputs {', '.join(outputs)}; it must have one, {OUTPUT!r}: export it anew")
+    for node in loaded.get_inputs():
         dtype = _NUMPY.get(node.type, node.type.removeprefix("tensor(").removesuffix(")"))
         if not node.shape or isinstance(node.shape[0], int):
             raise GateFailed(f"input {node.name!r} has the fixed shape {node.shape}; its first dimension must be open")
@@ -109,6 +128,7 @@ def check_parity(data: bytes, inputs: Mapping[str, Array], expected: Array, tole
 
     expected: [n, k], Keras' outputs. Raises ExportMismatch with the worst row and both values.
     """
+    _check_expected(expected)
     loaded, worst = _load(data), 0.0
     for rows in sorted({1, min(2, len(expected)), len(expected)}):
         found = _answers(loaded, inputs, rows)
@@ -127,6 +147,15 @@ def check_parity(data: bytes, inputs: Mapping[str, Array], expected: Array, tole
     return Gate("parity", f"{len(expected)} rows, largest difference {worst:.1e}")
 
 
+def _check_expected(expected: Array) -> None:
+    lost = np.flatnonzero(~np.isfinite(expected).all(axis=1))
+    if len(lost):
+        raise GateFailed(
+            f"Keras itself answers NaN or Inf on {len(lost)} of {len(expected)} rows, first on row {lost[0]}; "
+            "look for log(0) or 0/0 in the model"
+        )
+
+
 def agreement(found: Array, expected: Array, task: Task) -> float:
     """Return how far a quantized graph agrees: the share of equal classes, or R2 against Keras' answers."""
     if task == "classification":
@@ -139,6 +168,7 @@ def agreement(found: Array, expected: Array, task: Task) -> float:
 
 def check_agreement(data: bytes, inputs: Mapping[str, Array], expected: Array, task: Task, least: float) -> Gate:
     """Check a quantized graph at batch 1, 2 and n: finite, of Keras' shape, and agreeing with Keras on n rows."""
+    _check_expected(expected)
     loaded = _load(data)
     for rows in sorted({1, min(2, len(expected)), len(expected)}):
         found = _answers(loaded, inputs, rows)
@@ -147,7 +177,12 @@ def check_agreement(data: bytes, inputs: Mapping[str, Array], expected: Array, t
     share = agreement(found, expected, task)
     if share < least:
         what = "classes equal Keras'" if task == "classification" else "R2 against Keras' answers"
-        raise ExportMismatch(f"{what}: {share:.4f} on {len(expected)} rows, under export.quantized_agreement {least:g}")
+        error = np.abs(found - expected)
+        row, column = np.unravel_index(int(error.argmax()), error.shape)
+        raise ExportMismatch(
+            f"{what}: {share:.4f} on {len(expected)} rows, under export.quantized_agreement {least:g}; worst in row "
+            f"{row}, output {column}: the graph answers {found[row, column]:.6g}, Keras {expected[row, column]:.6g}"
+        )
     return Gate("parity", f"{len(expected)} rows, agreement {share:.4f}")
 
 

@@ -13,7 +13,7 @@ import numpy as np
 import tensorflow as tf
 
 from homeostat.config import ProjectConfig, TrainConfig
-from homeostat.dataset import Array, Dataset
+from homeostat.dataset import Dataset
 from homeostat.errors import ConfigError, TrainingFailed
 from homeostat.model import arrange, save_model
 from homeostat.project import Project
@@ -52,7 +52,33 @@ class _Watch(keras.callbacks.Callback):
             self._on_epoch(epoch, {name: float(value) for name, value in (logs or {}).items()})
 
 
-def _loss(model: keras.Model, task: Task, target: Array) -> str:
+def _check_inputs(model: keras.Model, data: Dataset) -> None:
+    arrange(model, data.inputs)
+    for tensor in model.inputs:
+        declared, found = keras.backend.standardize_dtype(tensor.dtype), data.inputs[tensor.name].dtype.name
+        if declared != found:
+            raise ConfigError(
+                f"input {tensor.name!r}: build_model takes {declared}, the dataset has {found}: "
+                f'keras.Input(shape, name="{tensor.name}", dtype="{found}")'
+            )
+
+
+def _check_probabilities(model: keras.Model, data: Dataset) -> None:
+    """Raise ConfigError when the untrained model already answers what cannot be probabilities, such as logits."""
+    first = {name: values[:32] for name, values in data.inputs.items()}
+    answers = np.asarray(model(arrange(model, first), training=False), dtype=np.float64)
+    answers = answers[np.isfinite(answers).all(axis=1)]
+    outside = (answers < -1e-3) | (answers > 1 + 1e-3)
+    sums = np.abs(answers.sum(axis=1) - 1) if answers.shape[1] > 1 else np.zeros(len(answers))
+    if outside.any() or (sums > 1e-2).any():
+        last = f'Dense({answers.shape[1]}, activation="softmax")' if answers.shape[1] > 1 else 'activation="sigmoid"'
+        raise ConfigError(
+            f"build_model answers between {answers.min():.3g} and {answers.max():.3g}, which are no probabilities: "
+            f"end in {last}"
+        )
+
+
+def _loss(model: keras.Model, task: Task, classes: int) -> str:
     if len(model.outputs) != 1:
         raise ConfigError(f"build_model has {len(model.outputs)} outputs; training takes one")
     shape = tuple(model.outputs[0].shape)
@@ -60,7 +86,6 @@ def _loss(model: keras.Model, task: Task, target: Array) -> str:
         if len(shape) == 2 and shape[1] == 1:
             return "mean_squared_error"
         raise ConfigError(f"build_model ends in {shape}; a regression ends in [n, 1]: Dense(1)")
-    classes = int(target.max()) + 1
     if len(shape) == 2 and shape[1] == 1 and classes <= 2:
         return "binary_crossentropy"
     if len(shape) == 2 and shape[1] is not None and shape[1] >= max(classes, 2):
@@ -103,7 +128,11 @@ def fit_model(
     is not finite. With early stopping, the best weights are restored.
     """
     options, arranged = config.train, arrange(model, train.inputs)
-    loss = _loss(model, config.task, train.target)
+    _check_inputs(model, train)
+    classes = max(len(train.classes), int(max(train.target.max(), validation.target.max())) + 1)
+    loss = _loss(model, config.task, classes)
+    if config.task == "classification":
+        _check_probabilities(model, train)
     measures = ["accuracy"] if config.task == "classification" else ["mean_absolute_error"]
     jit: Any = "auto" if tf.config.list_physical_devices("GPU") else False  # XLA on a CPU costs seconds and gains none
     model.compile(optimizer=_optimizer(options), loss=loss, metrics=measures, jit_compile=jit)
@@ -165,7 +194,10 @@ def train(
         arrange(model, validation.inputs), validation.target, batch_size=1024, verbose=0, return_dict=True
     )
     if not all(np.isfinite(value) for value in found.values()):
-        raise TrainingFailed(f"the trained model's figures on validation are not finite: {found}")
+        raise TrainingFailed(
+            f"the trained model's figures on validation are not finite: {found}; lower train.learning_rate, or look "
+            "for rows that the model cannot take (log(0), 0/0)"
+        )
     return TrainedModel(
         keras=save_model(model, workspace / "train" / "model.keras"),
         epochs=epochs,

@@ -54,7 +54,9 @@ class SetLearningRate(keras.callbacks.Callback):
             self.model.optimizer.learning_rate = self._set = rate
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        """Lower the factor when val_loss has not improved for `patience` epochs."""
+        """Log the last rate; lower the factor when val_loss has not improved for `patience` epochs."""
+        if logs is not None and self._set is not None:
+            logs["learning_rate"] = self._set
         schedule = self._config.schedule
         if schedule.kind != "reduce_on_plateau":
             return

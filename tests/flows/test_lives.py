@@ -67,7 +67,9 @@ def live(place: ServerProcess, name: str) -> None:
     second = retrain(name, "drift")
     assert second is not None
     assert second.version == 2
-    story = json.loads(next(p for p in settings.home.glob("pipelines/*/life.json") if '"version": 2' in p.read_text()).read_text())
+    story = json.loads(
+        next(p for p in settings.home.glob("pipelines/*/life.json") if '"version": 2' in p.read_text()).read_text()
+    )
     assert story["role"] == second.role
     if second.role == "challenger":
         assert store.history(name)[-1].reason or store.last(name, "hold")

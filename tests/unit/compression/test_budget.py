@@ -63,7 +63,8 @@ def test_fp32_remains_when_nothing_else_keeps_the_budget_even_if_it_breaks_it():
     slow = candidate("fp32", size=4000, accuracy=0.95, p99=9000.0)
     poor, large = candidate("static_int8", accuracy=0.5), candidate("pruned", size=5000, accuracy=0.95)
     judged, winner, reason = choose([slow, poor, large], "accuracy", True, budget(max_latency_ms=8.0))
-    assert winner == "fp32" and judged[0].refused == ""
+    assert winner == "fp32"
+    assert judged[0].refused == ""
     assert reason == (
         "no other candidate is smaller within the budget "
         "(static_int8: accuracy 0.4500 worse than fp32 (allowed 0.01); pruned: not smaller)"

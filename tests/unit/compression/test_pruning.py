@@ -18,7 +18,8 @@ weights = hnp.arrays(np.float32, hnp.array_shapes(min_dims=1, max_dims=4), eleme
 @given(weights, st.floats(0, 1))
 def test_a_mask_takes_the_smallest_share(values, rate):
     mask = prune_mask(values, rate)
-    assert mask.shape == values.shape and mask.dtype == values.dtype
+    assert mask.shape == values.shape
+    assert mask.dtype == values.dtype
     assert mask.sum() == round(rate * values.size)
     taken, kept = np.abs(values[mask == 1]), np.abs(values[mask == 0])
     if taken.size and kept.size:
@@ -30,7 +31,8 @@ def test_a_mask_takes_the_smallest_share(values, rate):
 def test_the_rate_rises_from_zero_to_its_end(one, two, final):
     low, high = sorted((one, two))
     assert 0 <= rate_at(low, final) <= rate_at(high, final) <= final
-    assert rate_at(0, final) == 0 and rate_at(1, final) == final
+    assert rate_at(0, final) == 0
+    assert rate_at(1, final) == final
 
 
 def test_the_rate_is_the_cubic_of_zhu_and_gupta():
@@ -78,7 +80,8 @@ def test_a_pruned_model_still_sees_scaled_features(trained):
     ]
     one, two = (answer(m, validation.inputs) for m in scaled)
     np.testing.assert_array_equal(one, two)
-    assert abs(one.mean()) < 0.5 and 0.5 < one.std() < 2
+    assert abs(one.mean()) < 0.5
+    assert 0.5 < one.std() < 2
 
 
 def test_pruning_is_reproducible_and_ignores_early_stopping_and_schedule(trained):
@@ -98,5 +101,6 @@ def test_masks_hold_after_the_rise(trained):
     model, zeros = load_model(kept), Zeros()
     fit_model(model, Made(mlp()), config(train={"epochs": 8}), train, validation, callbacks=[Prune(0.75, 48), zeros])
     totals = np.array(zeros.seen)
-    assert (np.diff(totals, axis=0) >= 0).all() and (totals[0] < 0.75).all()
+    assert (np.diff(totals, axis=0) >= 0).all()
+    assert (totals[0] < 0.75).all()
     np.testing.assert_allclose(totals[6:], 0.75, atol=0.01)

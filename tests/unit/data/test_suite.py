@@ -66,7 +66,7 @@ def test_a_range_breach_names_column_rule_counts_and_examples(tmp_path: Path, co
     docs = tmp_path / "validation" / "data_docs" / "index.html"
     assert str(docs) in str(caught.value)
     assert docs.is_file()
-    assert "without the contract of v3" in str(caught.value)
+    assert "data.contract" in str(caught.value)
 
 
 def test_a_few_rows_out_of_range_are_tolerated(tmp_path: Path, contract: Contract):

@@ -1,0 +1,8 @@
+"""Every benchmark in turn: `make bench`; one alone: `python -m benchmarks.overhead`."""
+
+import subprocess
+import sys
+
+for name in ("overhead", "serving"):
+    print(f"\n# {name}\n", flush=True)
+    subprocess.run([sys.executable, "-m", f"benchmarks.{name}"], check=True)

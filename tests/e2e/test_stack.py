@@ -1,0 +1,133 @@
+"""`make run` and `make up`, as a person starts them: the whole story, Ctrl-C, a busy port; nothing is left running."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tests.conftest import ROOT
+
+pytestmark = pytest.mark.e2e
+
+
+class Started:
+    """A command in a session of its own; what it prints goes to a file, as with `make run > file`."""
+
+    def __init__(self, module: str, home: Path, *words: str, **more: str) -> None:
+        self.home, self.log = home, home / "output.log"
+        variables = {
+            "HOMEOSTAT_HOME": str(home / "var"),
+            "HOMEOSTAT_MLFLOW_URL": f"sqlite:///{home}/mlflow.db",
+            "HOMEOSTAT_PREFECT_PORT": str(free_port()),
+            "HOMEOSTAT_MLFLOW_PORT": str(free_port()),
+            "HOMEOSTAT_PORT": str(free_port()),
+            "COLUMNS": "80",
+        }
+        with self.log.open("wb") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", module, *words],
+                cwd=ROOT,
+                env={**os.environ, **variables, **more},
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+
+    def output(self) -> str:
+        return self.log.read_text(errors="replace")
+
+    def wait_for(self, words: str, seconds: float) -> None:
+        deadline = time.monotonic() + seconds
+        while words not in self.output():
+            assert self.process.poll() is None, self.output()
+            assert time.monotonic() < deadline, f"no {words!r} after {seconds} s in:\n{self.output()}"
+            time.sleep(0.1)
+
+    def ends(self, code: int, seconds: float) -> None:
+        assert self.process.wait(seconds) == code, self.output()
+        deadline = time.monotonic() + 10
+        while left_running(self.home) and time.monotonic() < deadline:
+            time.sleep(0.2)
+        assert left_running(self.home) == []
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def left_running(home: Path) -> list[str]:
+    """Every process that was given this home, by its environment."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if process.pid != os.getpid() and str(home) in process.environ().get("HOMEOSTAT_HOME", ""):
+                found.append(" ".join(process.cmdline()))
+        except (psutil.NoSuchProcess, psutil.AccessDenied, psutil.ZombieProcess):
+            continue
+    return found
+
+
+@pytest.mark.timeout(900)
+def test_make_run_lives_a_life_and_leaves_a_record(tmp_path: Path) -> None:
+    life = Started("deployments.life", tmp_path, "digits")
+    life.ends(0, 850)
+    assert max(len(line) for line in life.output().splitlines() if "/" not in line) <= 80
+    record = json.loads((tmp_path / "var" / "run.json").read_text())
+    assert set(record) == {
+        *("project", "stages", "versions", "champion", "requests", "drift", "rollback_seconds", "urls")
+    }
+    names = [stage["name"] for stage in record["stages"]]
+    for stage in ("prepare", "validate", "train", "compress", "export", "evaluate", "register", "deploy", "monitor"):
+        assert stage in names
+    assert [version["version"] for version in record["versions"]] == [1, 2]
+    assert all({"accuracy", "bytes", "sha256", "candidate"} <= set(version) for version in record["versions"])
+    assert record["champion"] == 1
+    assert record["requests"]["failed"] == 0
+    assert record["requests"]["sent"] >= 900
+    assert record["drift"]["before"]["drifted"] is False
+    assert record["drift"]["after"]["drifted"] is True
+    assert 0 <= record["rollback_seconds"] < 30
+
+
+@pytest.mark.parametrize("words", ["a model is born", "retrain"])
+@pytest.mark.timeout(600)
+def test_ctrl_c_stops_everything(tmp_path: Path, words: str) -> None:
+    life = Started("deployments.life", tmp_path, "digits")
+    life.wait_for(words, 500)
+    time.sleep(8)  # in the middle of the flow run
+    life.process.send_signal(signal.SIGINT)
+    life.ends(130, 60)
+    assert "Traceback" not in life.output()
+    assert "nothing is left running" in life.output()
+
+
+@pytest.mark.timeout(300)
+def test_make_up_runs_until_ctrl_c(tmp_path: Path) -> None:
+    stack = Started("deployments.stack", tmp_path)
+    stack.wait_for("the stack is ready", 200)
+    assert "diabetes" in stack.output()
+    stack.process.send_signal(signal.SIGINT)
+    stack.ends(0, 60)
+
+
+def test_a_busy_port_is_named(tmp_path: Path) -> None:
+    with socket.socket() as busy:
+        busy.bind(("127.0.0.1", 0))
+        busy.listen()
+        port = busy.getsockname()[1]
+        stack = Started("deployments.stack", tmp_path, HOMEOSTAT_MLFLOW_PORT=str(port))
+        stack.ends(1, 60)
+    assert f"port {port} (mlflow)" in stack.output()
+    assert "HOMEOSTAT_MLFLOW_PORT" in stack.output()
+    assert "Traceback" not in stack.output()

@@ -1,0 +1,216 @@
+"""What goes wrong in the middle: MLflow away at each stage, Ctrl-C at each stage, bad data, a failed gate."""
+
+from __future__ import annotations
+
+import importlib
+import shutil
+import signal
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+
+import httpx
+import pytest
+
+from flows.lifecycle import lifecycle
+from flows.rollback import rollback
+from homeostat.control.store import ControlStore
+from homeostat.errors import (
+    DataInvalid,
+    ExportMismatch,
+    GateFailed,
+    RegistryUnavailable,
+    ServerUnavailable,
+    TrainingFailed,
+)
+from homeostat.registry import Registry
+from homeostat.scaffold import init_project
+from tests.conftest import ROOT, ServerProcess, make_settings, set_environment
+
+pytestmark = pytest.mark.flows
+NAME = "seedling"
+NOWHERE = "http://127.0.0.1:9"  # the discard port: nothing listens there
+
+
+@pytest.fixture(scope="module")
+def champion(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
+    """A small project of its own whose version 1 is champion and answers."""
+    folder = tmp_path_factory.mktemp("failures")
+    root = folder / "checkout"
+    shutil.copytree(ROOT / "requirements", root / "requirements")
+    shutil.copy(ROOT / "prefect.yaml", root)
+    (root / "projects").mkdir()
+    init_project(NAME, root, "classification")
+    toml = root / "projects" / NAME / "project.toml"
+    text = toml.read_text()
+    assert "\nepochs = " in text
+    toml.write_text("\n".join("epochs = 8" if line.startswith("epochs = ") else line for line in text.splitlines()))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(root))
+        for module in [name for name in sys.modules if name == "projects" or name.startswith("projects.")]:
+            patch.delitem(sys.modules, module)
+        server = ServerProcess(make_settings(folder / "home", root))
+        set_environment(patch, server.settings, server.url)
+        patch.setenv("PREFECT_LOCAL_STORAGE_PATH", str(folder / "storage"))
+        assert lifecycle(NAME).role == "champion"
+        yield server
+        server.stop()
+
+
+def versions(place: ServerProcess) -> int:
+    """How many versions MLflow has."""
+    from mlflow import MlflowClient
+
+    return len(MlflowClient(place.settings.mlflow_url).search_model_versions(f"name='{NAME}'"))
+
+
+def state(place: ServerProcess) -> tuple[object, ...]:
+    """All that a failure must not change."""
+    store = ControlStore(place.settings.control_url)
+    store.verify()
+    ready = httpx.get(f"{place.url}/v2/models/{NAME}/ready", trust_env=False).json()
+    aliases = Registry(place.settings.mlflow_url).aliases(NAME)
+    return store.row(NAME), ready["version"], ready["sha256"], aliases, versions(place)
+
+
+def hurry(monkeypatch: pytest.MonkeyPatch, stage: str) -> object:
+    """Return a stage's module, its retries made immediate."""
+    module = importlib.import_module(f"tasks.{stage}")
+    monkeypatch.setattr(getattr(module, stage), "retry_delay_seconds", 0)
+    return module
+
+
+def test_mlflow_away_at_each_stage_fails_cleanly_and_the_pipeline_goes_on(champion: ServerProcess) -> None:
+    before = state(champion)
+    for stage in ("start", "prepare", "validate", "train", "compress", "evaluate", "register"):
+        with pytest.MonkeyPatch.context() as patch:
+            module = hurry(patch, stage)
+            original = module.open_project  # type: ignore[attr-defined]
+            patch.setattr(module, "open_project", lambda n, o=original: replace(o(n), registry=Registry(NOWHERE)))
+            with pytest.raises(RegistryUnavailable, match=r"127\.0\.0\.1:9"):
+                lifecycle(NAME, pipeline_id="outage")
+        assert state(champion) == before, stage
+    after = lifecycle(NAME, pipeline_id="outage")
+    assert after.version == 2
+    assert versions(champion) == 2
+    assert ControlStore(champion.settings.control_url).row(NAME).champion == before[0].champion  # type: ignore[attr-defined]
+
+
+def test_ctrl_c_at_each_stage_loses_nothing_and_the_pipeline_goes_on(champion: ServerProcess) -> None:
+    before = state(champion)
+    calls = {
+        "validate": "homeostat.data.suite.validate",
+        "train": "homeostat.training.fit.train",
+        "compress": "homeostat.compression.search.compress",
+        "export": "homeostat.export.export.export",
+        "evaluate": "homeostat.evaluation.evaluate.evaluate",
+    }
+    for stage, target in calls.items():
+        module_name, _, function = target.rpartition(".")
+        module = importlib.import_module(module_name)
+        original = getattr(module, function)
+
+        def interrupted(*args: object, original: object = original, **kwargs: object) -> object:
+            original(*args, **kwargs)  # type: ignore[operator]
+            signal.raise_signal(signal.SIGINT)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(module, function, interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                lifecycle(NAME, pipeline_id="interrupted")
+        assert state(champion) == before, stage
+    assert lifecycle(NAME, pipeline_id="interrupted").version == before[-1] + 1  # type: ignore[operator]
+
+
+def test_a_finished_stage_is_not_run_again(champion: ServerProcess, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = lifecycle(NAME, pipeline_id="twice")
+
+    def never(*args: object, **kwargs: object) -> object:
+        raise AssertionError("a finished stage ran again")
+
+    monkeypatch.setattr("homeostat.training.fit.train", never)
+    monkeypatch.setattr("homeostat.compression.search.compress", never)
+    assert lifecycle(NAME, pipeline_id="twice") == first
+    with pytest.raises(AssertionError):
+        lifecycle(NAME, pipeline_id="another")
+
+
+def test_a_server_that_is_down_stops_the_deployment_before_anything_moves(
+    champion: ServerProcess, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = ControlStore(champion.settings.control_url).row(NAME)
+    hurry(monkeypatch, "deploy")
+    monkeypatch.setenv("HOMEOSTAT_SERVER_URL", NOWHERE)
+    with pytest.raises(ServerUnavailable, match="homeostat serve"):
+        lifecycle(NAME)
+    assert ControlStore(champion.settings.control_url).row(NAME) == before
+
+
+def test_a_rollback_needs_no_mlflow(champion: ServerProcess, monkeypatch: pytest.MonkeyPatch) -> None:
+    from flows.promote import promote
+
+    newest = max(ref for ref in range(2, versions(champion) + 1))
+    promote(NAME, newest)
+    monkeypatch.setenv("HOMEOSTAT_MLFLOW_URL", NOWHERE)
+    assert rollback(NAME).version == 1
+    assert httpx.get(f"{champion.url}/v2/models/{NAME}/ready", trust_env=False).json()["version"] in (1, "1")
+
+
+def test_bad_data_stops_before_training(champion: ServerProcess, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = state(champion)
+    import projects.seedling.project as module
+
+    project = next(v for v in vars(module).values() if isinstance(v, type) and v.__module__ == module.__name__)
+    original = project.load_data
+
+    def one_class(self: object) -> object:
+        data = original(self)
+        return replace(data, target=data.target * 0)
+
+    def half_nan(self: object) -> object:
+        data = original(self)
+        inputs = {name: values.copy() for name, values in data.inputs.items()}
+        for values in inputs.values():
+            if values.dtype.kind == "f":
+                values[:, 0] = float("nan")
+        return replace(data, inputs=inputs)
+
+    monkeypatch.setattr("homeostat.training.fit.train", lambda *_: pytest.fail("trained on bad data"))
+    for bad, words in ((one_class, "class"), (half_nan, "NaN")):
+        monkeypatch.setattr(project, "load_data", bad)
+        with pytest.raises(DataInvalid, match=words):
+            lifecycle(NAME)
+    assert state(champion) == before
+
+
+def test_nan_loss_failed_parity_and_a_missed_bar_register_nothing(
+    champion: ServerProcess, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = state(champion)
+    toml = champion.settings.root / "projects" / NAME / "project.toml"
+    text = toml.read_text()
+    try:
+        toml.write_text(
+            text.replace("[train]", '[train]\noptimizer = "sgd"\n').replace(
+                "learning_rate = ", "learning_rate = 1e30 # "
+            )
+        )
+        with pytest.raises(TrainingFailed, match="loss is"):
+            lifecycle(NAME)
+    finally:
+        toml.write_text(text)
+    with pytest.MonkeyPatch.context() as patch:
+        from homeostat.export import export as module
+
+        original = module.answer
+        patch.setattr(module, "answer", lambda model, inputs: 1 - original(model, inputs))
+        with pytest.raises(ExportMismatch):
+            lifecycle(NAME, pipeline_id="parity")
+    with pytest.MonkeyPatch.context() as patch:
+        toml.write_text(text.split("[gate]")[0] + "[gate]\nmin_metric = 0.9999\n")
+        try:
+            with pytest.raises(GateFailed, match="min_metric"):
+                lifecycle(NAME, pipeline_id="bar")
+        finally:
+            toml.write_text(text)
+    assert state(champion) == before
