@@ -15,11 +15,11 @@ def refusal(candidate: Candidate, fp32: Candidate, primary: str, higher_is_bette
     if not math.isfinite(candidate.max_difference) or not math.isfinite(candidate.metrics[primary]):
         return "it answers NaN or Inf on validation rows"
     if not candidate.batch_invariant:
-        return "a row's answer depends on its neighbours in the batch"
+        return "not batch-invariant"
     drop = fp32.metrics[primary] - candidate.metrics[primary]
     drop = drop if higher_is_better else -drop
     if drop > budget.max_metric_drop + 1e-12:
-        return f"{primary} {drop:.4f} worse than fp32 (allowed {budget.max_metric_drop:g})"
+        return f"{primary} {drop:.4f} worse (allowed {budget.max_metric_drop:g})"
     ratio = candidate.latency[0].p50_us / fp32.latency[0].p50_us
     if ratio > budget.max_latency_ratio:
         return f"p50 {ratio:.2f}x fp32's (allowed {budget.max_latency_ratio:g}x)"
