@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import shlex
+import signal
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 
 import click
 import httpx
@@ -83,30 +85,37 @@ def run_stack(ports: Ports, settings: Settings) -> int:
     for name, command in commands(ports, settings).items():
         manager.add_process(name, shlex.join(["exec", *command]), env=shared, cwd=str(settings.root))
     threading.Thread(target=_announce, args=(ports,), daemon=True).start()
+    with _no_orphans():
+        signal.signal(signal.SIGHUP, lambda *_: signal.raise_signal(signal.SIGTERM))  # the terminal was closed
+        manager.loop()
+    return int(manager.returncode or 0)
+
+
+@contextmanager
+def _no_orphans() -> Iterator[None]:
+    """Remember every descendant while the block runs, flow runs too, and end those that outlive it."""
     family: dict[int, psutil.Process] = {}
-    watch = threading.Event()
+    done = threading.Event()
 
     def remember() -> None:
         me = psutil.Process()
-        while not watch.wait(0.5):
+        while not done.wait(0.5):
             for child in me.children(recursive=True):
                 family.setdefault(child.pid, child)
 
     threading.Thread(target=remember, daemon=True).start()
-    manager.loop()
-    watch.set()
-    orphans = [process for process in family.values() if process.is_running()]
-    for process in orphans:
-        try:
-            process.terminate()
-        except psutil.NoSuchProcess:
-            continue
-    for process in psutil.wait_procs(orphans, timeout=5)[1]:
-        try:
-            process.kill()
-        except psutil.NoSuchProcess:
-            continue
-    return int(manager.returncode or 0)
+    try:
+        yield
+    finally:
+        done.set()
+        family |= {child.pid: child for child in psutil.Process().children(recursive=True)}
+        for stop in (psutil.Process.terminate, psutil.Process.kill):
+            left = [process for process in list(family.values()) if process.is_running()]
+            for process in left:
+                with suppress(psutil.NoSuchProcess):  # it has just ended
+                    stop(process)
+            if not psutil.wait_procs(left, timeout=5)[1]:
+                break
 
 
 @click.command()

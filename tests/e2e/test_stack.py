@@ -111,12 +111,13 @@ def test_ctrl_c_stops_everything(tmp_path: Path) -> None:
     assert "nothing is left running" in life.output()
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP], ids=["ctrl-c", "the terminal is closed"])
 @pytest.mark.timeout(300)
-def test_make_up_runs_until_ctrl_c(tmp_path: Path) -> None:
+def test_make_up_runs_until_it_is_stopped(tmp_path: Path, number: signal.Signals) -> None:
     stack = Started("deployments.stack", tmp_path)
     stack.wait_for("the stack is ready", 200)
     assert "diabetes" in stack.output()
-    stack.process.send_signal(signal.SIGINT)
+    stack.process.send_signal(number)
     stack.ends(0, 60)
 
 
