@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import sys
 from dataclasses import replace
@@ -29,6 +30,15 @@ from tests.conftest import ROOT, ServerProcess, make_settings, set_environment
 pytestmark = pytest.mark.flows
 
 
+def ask_as_the_readme_does(url: str) -> None:
+    """Send the README's two curl bodies, as they stand there."""
+    infer, feedback = re.findall(r"-d '({.*?})'\n", (ROOT / "README.md").read_text(), re.S)
+    answer = httpx.post(f"{url}/v2/models/diabetes/infer", content=infer, trust_env=False)
+    assert answer.status_code == 200, answer.text
+    assert 25 < answer.json()["outputs"][0]["data"][0] < 346  # the range of the measure of progression
+    assert httpx.post(f"{url}/v1/feedback", content=feedback, trust_env=False).is_success
+
+
 def live(place: ServerProcess, name: str) -> None:
     settings = place.settings
     store = ControlStore(settings.control_url)
@@ -42,6 +52,8 @@ def live(place: ServerProcess, name: str) -> None:
     aliases = Registry(settings.mlflow_url).aliases(name)
     assert aliases["champion"] == 1
 
+    if name == "diabetes":
+        ask_as_the_readme_does(place.url)
     sent = Sent()
     born = datetime.now(UTC)
     parts = assign_parts(data, config.data, config.task, config.train.seed)
