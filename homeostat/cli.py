@@ -179,14 +179,14 @@ def history(model: str, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps([asdict(entry) for entry in entries], indent=1))
         return
-    from rich.table import Table
-
-    table = Table("seq", "time (UTC)", "action", "ver.", "gen.", "by", "reason")
     for entry in entries:
         version = f"v{entry.version}" if entry.version else "-"
-        numbers = (str(entry.sequence), _short(entry.time), entry.action, version, str(entry.generation))
-        table.add_row(*numbers, entry.actor, entry.reason)
-    _show(table)
+        click.secho(
+            f"{entry.sequence:4}  {_short(entry.time)}  {entry.action:10} {version:>5}  generation {entry.generation}",
+            bold=True,
+        )
+        text = f"{entry.reason} ({entry.actor})"
+        click.echo(click.wrap_text(text, width=80, initial_indent=" " * 6, subsequent_indent=" " * 6))
 
 
 @main.command()
@@ -256,7 +256,13 @@ def _change(model: str, change: Callable[[ControlStore, Rollout], Rollout]) -> N
 @click.argument("version", type=_version)
 @click.option("--reason", default="promoted by hand", show_default=True)
 def promote(model: str, version: int, reason: str) -> None:
-    """Make VERSION the champion of MODEL."""
+    """Make VERSION the champion of MODEL, after its bundle was verified."""
+    from homeostat.bundle import load_public_key, open_bundle
+
+    settings = _settings()
+    store = _store(settings)
+    store.row(model)
+    open_bundle(store.bundle(model, version), load_public_key(settings.home))
     _change(
         model,
         lambda store, row: store.promote(

@@ -276,6 +276,12 @@ class Registry:
         with self._calls() as client:
             found = self._version_of(client, config.name, run.pipeline_id)
             if found is not None:
+                had = client.get_model_version(config.name, str(found)).tags.get("sha256")
+                if had != export.onnx.sha256:
+                    raise RegistryError(
+                        f"{config.name} v{found} of pipeline {run.pipeline_id} has sha256 {had!s:.12}, this one "
+                        f"{export.onnx.sha256:.12}: code or project.toml have changed since; start a new pipeline"
+                    )
                 logger.info("%s: version %d of pipeline run %s is there", config.name, found, run.pipeline_id)
                 return found
             self._log_parts(client, run.mlflow_run_id, validation, compression, export, evaluation, card)
@@ -339,7 +345,7 @@ class Registry:
             try:
                 if made.version:
                     client.delete_model_version(model, made.version)
-                if made.registered:
+                if made.registered and not client.search_model_versions(f"name = '{model}'", max_results=1):
                     client.delete_registered_model(model)
                 if made.model_id:
                     client.delete_logged_model(made.model_id)

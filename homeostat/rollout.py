@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import time
 import urllib.error
@@ -18,18 +19,30 @@ from homeostat.records import BundleRef, Deployed, Evaluation, Rollout, Verdict
 POLL_SECONDS = 0.05
 
 
+def _object(body: bytes) -> dict[str, Any]:
+    parsed = json.loads(body or b"{}")
+    if not isinstance(parsed, dict):
+        raise ValueError(f"a JSON object was expected, not {body[:80]!r}")
+    return parsed
+
+
+def check_server(server_url: str) -> None:
+    """Raise ServerUnavailable unless a model server answers: asked before a row moves."""
+    _get(f"{server_url.rstrip('/')}/v2/health/live")
+
+
 def _get(url: str) -> tuple[int, dict[str, Any]]:
     if not url.startswith(("http://", "https://")):
         raise ServerUnavailable(f"HOMEOSTAT_SERVER_URL must be http:// or https://, not {url!r}")
     try:
         with urllib.request.urlopen(url, timeout=5) as answer:  # noqa: S310 - the scheme is checked above
-            return answer.status, json.loads(answer.read() or b"{}")
+            return answer.status, _object(answer.read())
     except urllib.error.HTTPError as error:
         try:
-            return error.code, json.loads(error.read() or b"{}")
-        except json.JSONDecodeError:
+            return error.code, _object(error.read())
+        except ValueError:
             return error.code, {}
-    except (OSError, json.JSONDecodeError) as error:
+    except (OSError, http.client.HTTPException, ValueError) as error:
         raise ServerUnavailable(
             f"no model server answers at {url}: {error}; start it (`homeostat serve` or `make up`) "
             "or set HOMEOSTAT_SERVER_URL"
@@ -75,9 +88,9 @@ def introduce(
     """Make a bundle the challenger, let the policy decide, and promote or hold it.
 
     The server has verified and loaded the challenger before the row makes it champion. Raises
-    ServerUnavailable before anything has changed, Conflict when another change came first.
+    ServerUnavailable before anything has changed, Conflict when another champion came first.
     """
-    _get(f"{server_url.rstrip('/')}/v2/health/live")
+    check_server(server_url)
     before = _current(store, bundle.model)
     verdict = decide_promotion(evaluation.comparison, config.rollout)
     if before is not None and before.champion == bundle:
@@ -89,7 +102,7 @@ def introduce(
     if champion != compared_with:
         raise Conflict(
             f"{bundle.model}: the champion is v{champion}, but v{bundle.version} was compared with v{compared_with}; "
-            "evaluate it again"
+            "start the lifecycle again, without its pipeline_id, to compare with the champion of now"
         )
     generation = before.generation if before is not None else 0
     row = store.set_challenger(
@@ -121,6 +134,7 @@ def promote(
     evidence: dict[str, Any] | None = None,
 ) -> Deployed:
     """Make a version the champion and wait until it answers; if it does not, go back and raise RolloutTimeout."""
+    check_server(server_url)
     row = store.row(model)
     row = store.promote(
         model, version, expected_generation=row.generation, actor=actor, reason=reason, evidence=evidence or {}
@@ -137,10 +151,27 @@ def promote(
 
 
 def roll_back(
-    store: ControlStore, model: str, config: ProjectConfig, server_url: str, actor: str, verdict: Verdict
+    store: ControlStore,
+    model: str,
+    config: ProjectConfig,
+    server_url: str,
+    actor: str,
+    verdict: Verdict,
+    *,
+    bad_version: int | None = None,
 ) -> Deployed:
-    """Go back to the champion before this one and wait until it answers."""
+    """Go back to the champion before this one and wait until it answers.
+
+    bad_version: roll back only while this is the champion; Conflict when it no longer is. Raises
+    ServerUnavailable before anything has changed.
+    """
+    check_server(server_url)
     row = store.row(model)
+    live = row.champion.version if row.champion else None
+    if bad_version is not None and live != bad_version:
+        raise Conflict(
+            f"{model}: v{bad_version} was to be rolled back, but the champion is v{live} now; nothing changed"
+        )
     row = store.rollback(
         model,
         expected_generation=row.generation,

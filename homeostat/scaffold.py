@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import importlib.resources
 import importlib.util
 import keyword
@@ -10,6 +11,8 @@ import re
 import shutil
 import sys
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from string import Template
 from typing import get_args
@@ -24,11 +27,16 @@ def init_project(name: str, root: Path, task: str = "classification") -> list[Pa
     """Write projects/NAME and add its deployments to prefect.yaml; return the files written.
 
     Raises ConfigError, with nothing written, when the name cannot be used, the project or its
-    deployments exist, or `root` is no checkout.
+    deployments exist, or `root` is no checkout. Several at once wait for each other.
     """
     _check_name(name)
     if task not in get_args(Task):
         raise ConfigError(f"task {task!r}: choose {' or '.join(get_args(Task))}")
+    with _alone(root):
+        return _init(name, root, task)
+
+
+def _init(name: str, root: Path, task: str) -> list[Path]:
     target, deployments = root / "projects" / name, root / "prefect.yaml"
     if target.exists():
         raise ConfigError(f"{target} exists; choose another name, or remove it first")
@@ -47,6 +55,22 @@ def init_project(name: str, root: Path, task: str = "classification") -> list[Pa
             file.unlink(missing_ok=True)
         raise
     return [*made, *(target / file for file in contents), deployments]
+
+
+@contextmanager
+def _alone(root: Path) -> Iterator[None]:
+    """Hold the lock of the checkout's folder; it goes with the descriptor, so no file is left."""
+    try:
+        descriptor = os.open(root, os.O_RDONLY | os.O_DIRECTORY)
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise ConfigError(
+            f"{root}: no such folder; run this in a checkout of homeostat, or set HOMEOSTAT_ROOT"
+        ) from error
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def _write_folder(target: Path, contents: dict[str, str]) -> None:

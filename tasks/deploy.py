@@ -5,7 +5,7 @@ from prefect.logging import get_run_logger
 from homeostat.control.store import ControlStore
 from homeostat.records import Deployed, Evaluation, ModelVersion, RunRef
 from homeostat.rollout import introduce
-from tasks.stage import open_project, stage
+from tasks.stage import mirror_aliases, open_project, stage
 
 
 @stage(minutes=10)
@@ -17,5 +17,5 @@ def deploy(run: RunRef, version: ModelVersion, evaluation: Evaluation) -> Deploy
         store, version.bundle, evaluation, at.config, at.settings.server_url, f"flow_run {run.pipeline_id}"
     )
     get_run_logger().info("v%d: %s: %s", version.version, verdict.kind, "; ".join(verdict.reasons))
-    at.registry.project_aliases(store.row(version.model))
+    mirror_aliases(at, store)
     return deployed

@@ -18,7 +18,8 @@ def prepare(run: RunRef, with_traffic: bool) -> DatasetRecord:
     if with_traffic:
         since = datetime.now(UTC) - timedelta(days=at.config.retrain.traffic_days)
         traffic = labelled_traffic(at.settings.traffic_path, at.config.name, since, at.project.load_data())
-    record = prepare_data(at.project, at.config, Path(run.workspace), traffic)
+    split = at.settings.home / "splits" / f"{at.config.name}.npz"
+    record = prepare_data(at.project, at.config, Path(run.workspace), traffic, split)
     counts = record.rows | {f"from_{source}": rows for source, rows in record.sources.items()}
     at.registry.log_metrics(run, {f"rows_{name}": float(rows) for name, rows in counts.items()})
     return record

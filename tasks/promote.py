@@ -5,7 +5,7 @@ from prefect.runtime import flow_run
 from homeostat.control.store import ControlStore
 from homeostat.records import Deployed
 from homeostat.rollout import promote as promote_version
-from tasks.stage import open_project, stage
+from tasks.stage import mirror_aliases, open_project, stage
 
 
 @stage(minutes=5)
@@ -15,5 +15,5 @@ def promote(project: str, version: int, reason: str) -> Deployed:
     store = ControlStore(at.settings.control_url)
     actor = f"flow_run {flow_run.id}"
     deployed = promote_version(store, at.config.name, version, at.config, at.settings.server_url, actor, reason)
-    at.registry.project_aliases(store.row(at.config.name))
+    mirror_aliases(at, store)
     return deployed

@@ -4,21 +4,19 @@ from prefect.logging import get_run_logger
 from prefect.runtime import flow_run
 
 from homeostat.control.store import ControlStore
-from homeostat.errors import RegistryUnavailable
 from homeostat.policy.rollback import decide_rollback
 from homeostat.records import Deployed, Monitoring, Verdict
 from homeostat.rollout import roll_back as roll_back_version
-from tasks.stage import Workplace, open_project, stage
+from tasks.stage import Workplace, mirror_aliases, open_project, stage
 
 
-def _roll_back(at: Workplace, verdict: Verdict) -> Deployed:
+def _roll_back(at: Workplace, verdict: Verdict, bad_version: int | None = None) -> Deployed:
     store = ControlStore(at.settings.control_url)
     actor = f"flow_run {flow_run.id}"
-    deployed = roll_back_version(store, at.config.name, at.config, at.settings.server_url, actor, verdict)
-    try:
-        at.registry.project_aliases(store.row(at.config.name))
-    except RegistryUnavailable as error:
-        get_run_logger().warning("rolled back, but MLflow's aliases are behind: %s; `homeostat reconcile`", error)
+    deployed = roll_back_version(
+        store, at.config.name, at.config, at.settings.server_url, actor, verdict, bad_version=bad_version
+    )
+    mirror_aliases(at, store)
     return deployed
 
 
@@ -35,5 +33,5 @@ def roll_back_if_worse(project: str, monitoring: Monitoring) -> Verdict:
     verdict = decide_rollback(monitoring.predecessor, at.config.rollout)
     get_run_logger().info("%s: %s", verdict.kind, "; ".join(verdict.reasons))
     if verdict.kind == "roll back":
-        _roll_back(at, verdict)
+        _roll_back(at, verdict, monitoring.version)
     return verdict

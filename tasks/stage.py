@@ -12,10 +12,12 @@ from typing import Any, ParamSpec, TypeVar
 from prefect import Task, task
 from prefect.client.schemas.objects import State, TaskRun
 from prefect.context import TaskRunContext
+from prefect.logging import get_run_logger
 from prefect.serializers import JSONSerializer
 
 from homeostat.config import ProjectConfig
-from homeostat.errors import HomeostatError
+from homeostat.control.store import ControlStore
+from homeostat.errors import ConfigError, HomeostatError, RegistryUnavailable
 from homeostat.project import Project, find_project, load_project
 from homeostat.records import RunRef
 from homeostat.registry import Registry
@@ -38,8 +40,22 @@ class Workplace:
 def open_project(name: str) -> Workplace:
     """Read the environment and the project's files; raises ConfigError that says what is wrong where."""
     settings = load_settings()
-    project, config = load_project(find_project(name, settings.root), settings.root)
+    path = find_project(name, settings.root)
+    project, config = load_project(path, settings.root)
+    if path.parent.name != config.name:
+        raise ConfigError(
+            f"{path}: name = {config.name!r} in the folder {path.parent.name!r}: a project's folder has its name, "
+            "or two projects would share one model; rename one of them"
+        )
     return Workplace(project, config, settings, Registry(settings.mlflow_url))
+
+
+def mirror_aliases(at: Workplace, store: ControlStore) -> None:
+    """Make MLflow's aliases show the rollout row; the row has moved, so MLflow's absence is a warning."""
+    try:
+        at.registry.project_aliases(store.row(at.config.name))
+    except RegistryUnavailable as error:
+        get_run_logger().warning("the change holds, but MLflow's aliases are behind: %s; `homeostat reconcile`", error)
 
 
 def _may_pass(task: Task[..., Any], run: TaskRun, state: State[Any]) -> bool:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+import logging
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,17 +13,24 @@ import numpy as np
 
 from homeostat.config import ProjectConfig
 from homeostat.data.checks import PARTS, check_dataset, rows_at
-from homeostat.data.splits import assign_parts, content_keys, part_of_key, row_keys
+from homeostat.data.splits import Split, assign_parts, content_keys, load_split, part_of_key, row_keys
 from homeostat.dataset import Array, Dataset
 from homeostat.errors import DataInvalid
 from homeostat.project import Project
 from homeostat.records import DatasetRecord
 
 
-def prepare(project: Project, config: ProjectConfig, workspace: Path, traffic: Dataset | None) -> DatasetRecord:
+logger = logging.getLogger(__name__)
+
+
+def prepare(
+    project: Project, config: ProjectConfig, workspace: Path, traffic: Dataset | None, split: Path | None = None
+) -> DatasetRecord:
     """Load, check and split the project's rows, add labelled traffic, and save `workspace/parts/PART.npz`.
 
-    The parts of the project's own rows depend on those rows, [data] and train.seed alone. Raises
+    The parts of the project's own rows depend on those rows, [data] and train.seed alone, until they
+    are kept in the file `split`: from then on a known row keeps its part, and a new one goes by the
+    hash of its key, with the seed of the first split. A split by time is always made anew. Raises
     DataInvalid with every breach, ConfigError for a split that the data does not allow.
     """
     own = project.load_data()
@@ -30,22 +38,32 @@ def prepare(project: Project, config: ProjectConfig, workspace: Path, traffic: D
         raise DataInvalid(f"load_data of {config.project} returned {type(own).__name__}, not a Dataset")
     own.check()
     check_dataset(own, config)
-    rows = assign_parts(own, config.data, config.task, config.train.seed)
+    if config.data.split == "time":
+        split = None
+    kept = None if split is None else load_split(split, config.train.seed)
+    if split is None or kept is None:
+        rows = assign_parts(own, config.data, config.task, config.train.seed)
+        kept = Split({}, config.train.seed)
+    else:
+        rows = kept.assign(own, config.data, split)
     added: Mapping[str, Array] = {part: np.empty(0, dtype=np.int64) for part in PARTS}
     whole = own
     if traffic is not None and len(traffic):
         traffic = fit_traffic(traffic, own, config)
-        added = place_traffic(traffic, own, rows, config)
+        added = place_traffic(traffic, own, rows, config, kept.seed)
         whole = own.join(traffic)
         check_dataset(replace(whole, time=None), config)  # traffic need not have a time
     parts = {part: whole.take(np.concatenate([rows[part], added[part] + len(own)])) for part in PARTS}
     digests = {part: data.sha256() for part, data in parts.items()}
+    saved = {part: data.save(workspace / "parts" / f"{part}.npz") for part, data in parts.items()}
+    if split is not None:
+        kept.joined(own, rows).save(split)
     return DatasetRecord(
         project=config.name,
         task=config.task,
         sha256=hashlib.sha256(json.dumps(digests, sort_keys=True).encode()).hexdigest(),
         rows={part: len(data) for part, data in parts.items()},
-        parts={part: data.save(workspace / "parts" / f"{part}.npz") for part, data in parts.items()},
+        parts=saved,
         sources={"project": len(own), "traffic": sum(len(positions) for positions in added.values())},
         traffic={part: len(positions) for part, positions in added.items()},
     )
@@ -78,28 +96,81 @@ def fit_traffic(traffic: Dataset, own: Dataset, config: ProjectConfig) -> Datase
     )
 
 
-def place_traffic(traffic: Dataset, own: Dataset, rows: Mapping[str, Array], config: ProjectConfig) -> dict[str, Array]:
-    """Return part -> positions of the traffic rows that are used, so that no entity stands in two parts.
+def place_traffic(
+    traffic: Dataset, own: Dataset, rows: Mapping[str, Array], config: ProjectConfig, seed: int
+) -> dict[str, Array]:
+    """Return part -> positions of the traffic rows that are used; no entity and no content stands in two parts.
 
-    A row whose id, or else whose input content, is in the project's own data goes where that row
-    is; any other goes by the hash of its id (content). A row is dropped when its inputs and label
-    are there already, or when its id and its content stand in two different parts.
+    Rows linked by id or content form a group. A row goes where its id or content is in the project's
+    own data, else with its group: where that is, or by the hash of the group's smallest key. Left out
+    are rows whose id, content and label are there already, rows without id whose content and label
+    are in the project's own data, and rows whose id and content stand in two different parts. A
+    content that the project's own data hold in several parts links nothing.
     """
-    part_of_row = np.empty(len(own), dtype=object)
-    for part, positions in rows.items():
-        part_of_row[positions] = part
-    contents = content_keys(own).tolist()
-    known = dict(zip(contents, part_of_row, strict=True)) | dict(zip(row_keys(own).tolist(), part_of_row, strict=True))
-    seen = set(zip(contents, own.target.tolist(), strict=True))
+    part_of, shared = _own_parts(own, rows)
+    ids = [""] * len(traffic) if traffic.ids is None else traffic.ids.tolist()
+    contents, labels = content_keys(traffic).tolist(), traffic.target.tolist()
+    keys = row_keys(traffic).tolist()
+    names = [(k,) if c in shared else (k, c) for k, c in zip(keys, contents, strict=True)]
+    group_of = _groups(names)
+    homes: dict[str, set[str]] = {}
+    for name, group in group_of.items():
+        homes.setdefault(group, set()).update([part_of[name]] if name in part_of else [])
+    seen = _own_rows(own)
     placed: dict[str, list[int]] = {part: [] for part in PARTS}
-    arriving = zip(row_keys(traffic).tolist(), content_keys(traffic).tolist(), traffic.target.tolist(), strict=True)
-    for i, (key, content, label) in enumerate(arriving):
-        if (content, label) in seen:
+    crossed = 0
+    for i, row in enumerate(zip(ids, contents, labels, strict=True)):
+        if row in seen:
             continue
-        seen.add((content, label))
-        at_home = {known[name] for name in (key, content) if name in known}
-        if len(at_home) > 1:
+        seen.add(row)
+        group = group_of[names[i][0]]
+        home = homes[group]
+        at = {part_of[name] for name in names[i] if name in part_of}
+        if len(at) > 1:
+            crossed += 1
             continue
-        known[key] = at_home.pop() if at_home else part_of_key(key, config.data, config.train.seed)
-        placed[known[key]].append(i)
+        part = next(iter(at or (home if len(home) == 1 else {part_of_key(group, config.data, seed)})))
+        part_of.update(dict.fromkeys(names[i], part))
+        placed[part].append(i)
+    if crossed:
+        logger.warning("%d traffic rows stand in two parts by id and by content: left out", crossed)
     return {part: np.array(positions, dtype=np.int64) for part, positions in placed.items()}
+
+
+def _own_parts(own: Dataset, rows: Mapping[str, Array]) -> tuple[dict[str, str], set[str]]:
+    """Return the part of each id and content of the project's own rows, and the contents in several parts."""
+    keys, contents = row_keys(own), content_keys(own)
+    found: dict[str, set[str]] = {}
+    for part, positions in rows.items():
+        for content in contents[positions].tolist():
+            found.setdefault(content, set()).add(part)
+    shared = {content for content, parts in found.items() if len(parts) > 1}
+    part_of = {content: next(iter(parts)) for content, parts in found.items() if len(parts) == 1}
+    for part, positions in rows.items():
+        part_of.update(dict.fromkeys(keys[positions].tolist(), part))
+    return part_of, shared
+
+
+def _own_rows(own: Dataset) -> set[tuple[str, str, float]]:
+    """Return (id, content, label) of each own row, and the same without id."""
+    contents, labels = content_keys(own).tolist(), own.target.tolist()
+    ids = [""] * len(own) if own.ids is None else own.ids.tolist()
+    blank = [""] * len(own)
+    return {*zip(ids, contents, labels, strict=True), *zip(blank, contents, labels, strict=True)}
+
+
+def _groups(names: Sequence[tuple[str, ...]]) -> dict[str, str]:
+    """Return name -> smallest name of its group; names of one row, and of rows that share a name, are one group."""
+    parent: dict[str, str] = {}
+
+    def root(name: str) -> str:
+        parent.setdefault(name, name)
+        while parent[name] != name:
+            parent[name] = name = parent[parent[name]]
+        return name
+
+    for first, *others in names:
+        for other in (first, *others):
+            low, high = sorted((root(first), root(other)))
+            parent[high] = low
+    return {name: root(name) for name in list(parent)}

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+import io
+import zipfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
 from homeostat.config import DataConfig
 from homeostat.data.checks import PARTS
-from homeostat.dataset import Array, Dataset
+from homeostat.dataset import Array, Dataset, write_artifact
 from homeostat.errors import ConfigError, DataInvalid
 from homeostat.records import Task
 
@@ -68,6 +72,64 @@ def assign_parts(data: Dataset, config: DataConfig, task: Task, seed: int) -> di
             f"give more rows, or larger shares under [data]"
         )
     return parts
+
+
+@dataclass(frozen=True)
+class Split:
+    """A split that was made before: the part of each key, and the seed that new keys are hashed with."""
+
+    part_of: Mapping[str, str]
+    seed: int
+
+    def assign(self, data: Dataset, config: DataConfig, path: Path) -> dict[str, Array]:
+        """Return part -> ascending row positions: a known key stays in its part, a new one goes by its hash.
+
+        Raises DataInvalid when a part stays empty; `path` is named there as the file to delete.
+        """
+        keys = row_keys(data).tolist()
+        where = np.array([self.part_of.get(key) or part_of_key(key, config, self.seed) for key in keys], dtype=str)
+        parts = {part: np.flatnonzero(where == part) for part in PARTS}
+        empty = [part for part, rows in parts.items() if len(rows) == 0]
+        if empty:
+            raise DataInvalid(
+                f"no row is left for {', '.join(empty)} by the split kept in {path}; "
+                f"delete that file, and the next run splits all rows anew"
+            )
+        return parts
+
+    def joined(self, data: Dataset, rows: Mapping[str, Array]) -> Split:
+        """Return this split with the keys of `data` added; keys whose rows are gone stay."""
+        keys = row_keys(data)
+        new = {key: part for part, positions in rows.items() for key in keys[positions].tolist()}
+        return Split({**new, **self.part_of}, self.seed)
+
+    def save(self, path: Path) -> None:
+        """Write one .npz (no pickle), under a temporary name first: key [n] str, part [n] str, seed int64."""
+        keys = sorted(self.part_of)
+        buffer = io.BytesIO()
+        parts = np.array([self.part_of[key] for key in keys], dtype=str)
+        np.savez_compressed(buffer, key=np.array(keys, dtype=str), part=parts, seed=np.int64(self.seed))
+        write_artifact(path, buffer.getvalue())
+
+
+def load_split(path: Path, seed: int) -> Split | None:
+    """Read what `Split.save` wrote, None without a file; `seed` stands in where the file names none.
+
+    Raises DataInvalid when the file is damaged.
+    """
+    try:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+            keys, parts = arrays["key"].astype(str), arrays["part"].astype(str)
+            seed = int(arrays["seed"]) if "seed" in arrays.files else seed
+        if keys.ndim != 1 or keys.shape != parts.shape or not np.isin(parts, PARTS).all():
+            raise ValueError("keys and parts do not fit")
+    except FileNotFoundError:
+        return None
+    except (ValueError, TypeError, KeyError, AttributeError, EOFError, zipfile.BadZipFile) as error:
+        raise DataInvalid(
+            f"the split kept in {path} cannot be read: {error}; restore that file, or delete it to split all rows anew"
+        ) from error
+    return Split(dict(zip(keys.tolist(), parts.tolist(), strict=True)), seed)
 
 
 def _strata(target: Array, task: Task) -> Array:

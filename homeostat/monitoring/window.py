@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -78,7 +78,8 @@ def labelled_traffic(
     """Return the labelled rows answered since a time, by any version, in the form of `template`; None without any.
 
     ids hold the entity ids (empty where none was sent); target and inputs get the template's
-    dtypes. Rows are left out, and logged, when their inputs are not the template's or, in
+    dtypes. Rows are left out, and logged, when their inputs are not the template's, when a label or an
+    input is not finite in the template's dtype (NaN stays where the template's input has NaN) or, in
     classification, when the label is not one of its classes.
     """
     end = datetime.now(UTC) + timedelta(days=1)  # a server's clock may be a little ahead
@@ -91,6 +92,7 @@ def labelled_traffic(
         logger.warning("labelled traffic of %s has other inputs than its data: left out, %d rows", model, len(rows))
         return None
     rows = rows.take(_possible_labels(rows.labels, template))
+    rows = rows.take(_possible_inputs(rows.inputs, template))
     if not len(rows):
         return None
     return Dataset(
@@ -127,12 +129,40 @@ def count_labelled(traffic: Path, model: str, since: datetime) -> int:
 def _possible_labels(labels: Array, template: Dataset) -> Array:
     """Return [n] bool: labels that the template's target could hold."""
     if template.target.dtype.kind not in "iu":
-        return np.ones(len(labels), dtype=bool)
+        finite = _fits(labels, template.target.dtype)
+        if not finite.all():
+            logger.warning("%d labels are not finite %s: left out", int((~finite).sum()), template.target.dtype)
+        return finite
     classes = len(template.classes) or int(template.target.max()) + 1
     possible = possible_classes(labels, classes)
     if not possible.all():
         logger.warning("%d labels are not one of %d classes: left out", int((~possible).sum()), classes)
     return possible
+
+
+def _possible_inputs(inputs: Mapping[str, Array], template: Dataset) -> Array:
+    """Return [n] bool: rows whose every input the template's dtypes hold; NaN only where the template has it."""
+    possible = np.ones(len(next(iter(inputs.values()))), dtype=bool)
+    for name, like in template.inputs.items():
+        values = inputs[name].reshape(len(possible), -1)
+        fits = _fits(values, like.dtype)
+        if like.dtype.kind == "f" and np.isnan(like).any():
+            fits |= np.isnan(values)
+        possible &= fits.all(axis=1)
+    if not possible.all():
+        logger.warning("%d labelled rows have inputs that are not finite: left out", int((~possible).sum()))
+    return possible
+
+
+def _fits(values: Array, dtype: np.dtype[Any]) -> Array:
+    """Return bool of the values' shape: what is finite in `dtype`, or in the range of an integer one."""
+    if dtype.kind == "f":
+        with np.errstate(over="ignore"):  # too large for dtype becomes Inf, which is what is looked for
+            finite: Array = np.isfinite(values.astype(dtype))
+        return finite
+    limits = np.iinfo(dtype)
+    inside: Array = np.isfinite(values) & (values >= float(limits.min)) & (values < float(limits.max) + 1)
+    return inside
 
 
 def possible_classes(labels: Array, classes: int) -> Array:

@@ -16,6 +16,8 @@ from flows.lifecycle import lifecycle
 from flows.rollback import rollback
 from homeostat.control.store import ControlStore
 from homeostat.errors import (
+    ConfigError,
+    Conflict,
     DataInvalid,
     ExportMismatch,
     GateFailed,
@@ -23,7 +25,10 @@ from homeostat.errors import (
     ServerUnavailable,
     TrainingFailed,
 )
+from homeostat.project import find_project, load_project
+from homeostat.records import Verdict
 from homeostat.registry import Registry
+from homeostat.rollout import roll_back
 from homeostat.scaffold import init_project
 from tests.conftest import ROOT, ServerProcess, make_settings, set_environment
 
@@ -144,6 +149,27 @@ def test_a_server_that_is_down_stops_the_deployment_before_anything_moves(
     with pytest.raises(ServerUnavailable, match="homeostat serve"):
         lifecycle(NAME)
     assert ControlStore(champion.settings.control_url).row(NAME) == before
+
+
+def test_a_project_in_a_folder_of_another_name_is_refused(champion: ServerProcess) -> None:
+    before = state(champion)
+    projects = champion.settings.root / "projects"
+    shutil.copytree(projects / NAME, projects / "copycat")
+    try:
+        with pytest.raises(ConfigError, match="copycat"):
+            lifecycle("copycat")
+    finally:
+        shutil.rmtree(projects / "copycat")
+    assert state(champion) == before
+
+
+def test_a_rollback_of_a_version_that_is_no_longer_champion_is_a_conflict(champion: ServerProcess) -> None:
+    before = state(champion)
+    _, config = load_project(find_project(NAME, champion.settings.root), champion.settings.root)
+    store = ControlStore(champion.settings.control_url)
+    with pytest.raises(Conflict, match="v77"):
+        roll_back(store, NAME, config, champion.url, "test", Verdict("roll back", ("late",)), bad_version=77)
+    assert state(champion) == before
 
 
 def test_a_rollback_needs_no_mlflow(champion: ServerProcess, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,6 +18,7 @@ from homeostat.cli import main
 from homeostat.control.store import ControlStore
 from homeostat.records import BundleRef
 from homeostat.settings import load_settings
+from tests.bundles import make_bundle
 
 WHY = {"actor": "test", "reason": "because"}
 
@@ -41,7 +42,7 @@ def store(home: Path) -> ControlStore:
     store = ControlStore(load_settings().control_url)
     store.set_challenger("digits", ref(1), expected_generation=0, **WHY)
     store.promote("digits", 1, expected_generation=1, **WHY)
-    store.set_challenger("digits", ref(2), expected_generation=2, **WHY)
+    store.set_challenger("digits", make_bundle(home / "var", 2, "digits"), expected_generation=2, **WHY)
     return store
 
 
@@ -122,6 +123,18 @@ def test_promote_rollback_history_and_champion(store, home):
     assert good("champion", "--at", "2020-01-01") == "digits: no champion yet\n"
     assert good("ledger", "verify") == "The ledger holds: 5 entries.\n"
     assert not (home / "mlruns").exists()
+
+
+def test_a_damaged_bundle_is_not_promoted(store, home):
+    onnx = next((home / "var" / "bundles" / "digits").glob("v2-*")) / "model.onnx"
+    data = bytearray(onnx.read_bytes())
+    data[len(data) // 2] ^= 1
+    onnx.write_bytes(data)
+    before = store.row("digits")
+    result = run("promote", "digits", "2")
+    assert result.exit_code == 1
+    assert "model.onnx" in result.stderr
+    assert store.row("digits") == before
 
 
 @pytest.mark.parametrize(

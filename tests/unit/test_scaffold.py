@@ -176,3 +176,27 @@ assert moved["x"].dtype == inputs["x"].dtype and (moved["x"] != inputs["x"]).any
     for verb in (["format", "--check"], ["check"]):
         ruff = [sys.executable, "-m", "ruff", *verb, "--config", str(ROOT / "pyproject.toml"), str(root / "projects")]
         subprocess.run(ruff, check=True)
+
+
+def test_five_at_once_keep_all_blocks(root: Path):
+    code = "import sys; from pathlib import Path; from homeostat.scaffold import init_project; sys.stdin.readline(); "
+    code += "init_project(sys.argv[1], Path(sys.argv[2]))"
+    names = [f"shop_{i}" for i in range(5)]
+    running = [
+        subprocess.Popen([sys.executable, "-c", code, name, str(root)], stdin=subprocess.PIPE, cwd=ROOT)
+        for name in names
+    ]
+    for process in running:
+        process.stdin.write(b"go\n")
+        process.stdin.flush()
+    for process in running:
+        process.communicate()
+    assert [process.returncode for process in running] == [0] * 5
+    found = [item["name"] for item in yaml.safe_load((root / "prefect.yaml").read_text())["deployments"]]
+    assert [found.count(name) for name in names] == [5] * 5
+    assert all((root / "projects" / name / "project.py").is_file() for name in names)
+
+
+def test_a_root_that_is_not_there(tmp_path: Path):
+    with pytest.raises(ConfigError, match="run this in a checkout"):
+        init_project("shop", tmp_path / "none")

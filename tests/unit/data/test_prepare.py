@@ -4,11 +4,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from people import COLUMNS, People, make_config, make_dataset
 
 from homeostat.data.checks import PARTS
 from homeostat.data.prepare import prepare
-from homeostat.data.splits import assign_parts, part_of_key
+from homeostat.data.splits import assign_parts, content_keys, part_of_key
 from homeostat.dataset import Dataset
 from homeostat.errors import DataInvalid
 from homeostat.records import DatasetRecord
@@ -140,3 +142,103 @@ def test_labels_that_do_not_fit(tmp_path: Path, label, message):
 def test_columns_survive(tmp_path: Path):
     record = prepare(People(), CONFIG, tmp_path, make_dataset(20, seed=5, columns={}))
     assert load(record)["train"].columns["body"] == COLUMNS
+
+
+def places(record: DatasetRecord) -> dict[str, str]:
+    """Return id -> part; an id in two parts fails."""
+    pairs = {(name, part) for part, data in load(record).items() for name in data.ids.tolist()}
+    assert len(dict(pairs)) == len(pairs)
+    return dict(pairs)
+
+
+@settings(max_examples=10, deadline=None)
+@given(st.integers(0, 60), st.integers(0, 100), st.sampled_from(["stratified", "random"]), st.randoms())
+def test_growth_and_another_seed_move_no_known_row(tmp_path_factory, grown, seed, kind, random):
+    folder = tmp_path_factory.mktemp("split")
+    split = folder / "splits" / "people.npz"
+    first = places(prepare(People(named()), make_config(split=kind), folder / "a", None, split))
+    order = list(range(200 + grown)) + random.sample(range(200), 20)  # 20 entities come again
+    random.shuffle(order)
+    more = make_dataset(len(order), seed=3, ids=[f"p{i}" for i in order])
+    second = places(prepare(People(more), make_config(seed=seed, split=kind), folder / "b", None, split))
+    assert set(second) == {f"p{i}" for i in range(200 + grown)}
+    assert {name: second[name] for name in first} == first
+    assert all(second[f"p{i}"] == part_of_key(f"p{i}", CONFIG.data, 1) for i in range(200, 200 + grown))
+    third = places(prepare(People(named()), make_config(seed=7), folder / "c", None, split))
+    assert third == first
+    with np.load(split, allow_pickle=False) as arrays:
+        assert dict(zip(arrays["key"].tolist(), arrays["part"].tolist(), strict=True)) == second
+
+
+def test_rows_without_ids_are_known_by_their_content(tmp_path: Path):
+    split, more = tmp_path / "people.npz", make_dataset().join(make_dataset(40, seed=4))
+    first = load(prepare(People(), CONFIG, tmp_path / "a", None, split))
+    second = load(prepare(People(more), make_config(seed=2), tmp_path / "b", None, split))
+    assert sum(map(len, second.values())) == 240
+    for part in PARTS:
+        assert set(content_keys(first[part])) <= set(content_keys(second[part]))
+
+
+def test_another_seed_moves_no_traffic(tmp_path: Path):
+    split, fresh = tmp_path / "people.npz", make_dataset(60, seed=9, ids=[f"new{i}" for i in range(60)])
+    first = prepare(People(named()), CONFIG, tmp_path / "a", fresh, split)
+    assert places(prepare(People(named()), make_config(seed=2), tmp_path / "b", fresh, split)) == places(first)
+
+
+def test_a_split_by_time_keeps_no_file(tmp_path: Path):
+    split = tmp_path / "people.npz"
+    time = np.datetime64("2026-01-01") + np.arange(200).astype("timedelta64[h]")
+    prepare(People(named(time=time)), make_config(split="time"), tmp_path, None, split)
+    assert not split.exists()
+
+
+def test_a_kept_split_that_leaves_a_part_empty(tmp_path: Path):
+    split = tmp_path / "people.npz"
+    np.savez(split, key=np.array([f"p{i}" for i in range(200)]), part=np.full(200, "train"))
+    with pytest.raises(DataInvalid, match=r"no row is left for validation, .*people\.npz; delete that file"):
+        prepare(People(named()), CONFIG, tmp_path / "a", None, split)
+
+
+@pytest.mark.parametrize("content", [b"", b"PK\x03\x04", b"text", "pickle", "part"])
+def test_a_kept_split_that_is_damaged(tmp_path: Path, content):
+    split = tmp_path / "people.npz"
+    if isinstance(content, bytes):
+        split.write_bytes(content)
+    else:
+        np.savez(split, key=np.array(["p1"], object if content == "pickle" else str), part=np.array(["exam"]))
+    before = split.read_bytes()
+    with pytest.raises(DataInvalid, match=r"people\.npz cannot be read"):
+        prepare(People(named()), CONFIG, tmp_path / "a", None, split)
+    assert split.read_bytes() == before
+
+
+def test_equal_inputs_of_distinct_entities_all_count_and_stand_together(tmp_path: Path):
+    same = make_dataset(1, seed=8).take(np.zeros(1000, int))
+    labels = np.repeat([0, 1], [900, 100])
+    traffic = Dataset.from_arrays(dict(same.inputs), labels, ids=[f"new{i}" for i in range(1000)])
+    record = prepare(People(named()), CONFIG, tmp_path, traffic.join(traffic))
+    assert sorted(record.traffic.values()) == [0, 0, 0, 1000]
+    part = max(record.traffic, key=record.traffic.__getitem__)
+    assert np.bincount(load(record)[part].target[-1000:]).tolist() == [900, 100]
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 40), st.integers(0, 40)), min_size=1, max_size=80))
+def test_neither_an_entity_nor_a_content_stands_in_two_parts(tmp_path_factory, pairs):
+    own, pool = named(), make_dataset(41, seed=6)
+    known = own.take(np.arange(20))
+    content = {name: np.concatenate([known.inputs[name], pool.inputs[name][20:]]) for name in own.inputs}
+    rows = np.array([c for _, c in pairs])
+    ids = [f"p{i}" if i < 20 else f"new{i}" if i < 40 else "" for i, _ in pairs]
+    traffic = Dataset.from_arrays({name: v[rows] for name, v in content.items()}, pool.target[rows], ids=ids)
+    parts = load(prepare(People(own), CONFIG, tmp_path_factory.mktemp("traffic"), traffic))
+    for keys in ([set(data.ids) - {""} for data in parts.values()], [set(content_keys(d)) for d in parts.values()]):
+        assert sum(map(len, keys)) == len(set.union(*keys))
+
+
+def test_a_content_that_own_rows_hold_in_several_parts_links_nothing(tmp_path: Path):
+    own = named(inputs={"body": np.ones((200, 3)), "sex": np.ones((200, 1), int)})
+    traffic = Dataset.from_arrays(dict(own.inputs), (own.target + 1) % 3, ids=own.ids)
+    record = prepare(People(own), CONFIG, tmp_path, traffic)
+    assert record.traffic == {"train": 110, "validation": 30, "calibration": 20, "test": 40}
+    assert len(places(record)) == 200

@@ -187,3 +187,25 @@ def test_labelled_rows_are_counted_over_versions(capture, tmp_path):
     assert count_labelled(capture.path, "toy", DAY_AGO) == 3
     capture.connection.execute("DROP TABLE label")
     assert count_labelled(capture.path, "toy", DAY_AGO) == 0
+
+
+def test_what_is_not_finite_in_the_projects_dtypes_is_left_out(capture, caplog):
+    template = Dataset.from_arrays({"x": np.zeros((4, 2))}, np.arange(4, dtype=np.float32))
+    for label in (1e39, -1e300, 2.5):
+        capture.label(capture.answer(*one(1.0)), [label])
+    for value in (np.inf, np.nan):
+        capture.label(capture.answer(*one(value)), [1.5])
+    data = labelled_traffic(capture.path, "toy", DAY_AGO, template)
+    assert data.target.tolist() == [2.5]
+    assert "2 labels are not finite float32" in caplog.text
+    assert "2 labelled rows have inputs that are not finite" in caplog.text
+    gaps = Dataset.from_arrays({"x": np.array([[np.nan, 0], [1, 1]])}, np.arange(2, dtype=np.float32))
+    assert labelled_traffic(capture.path, "toy", DAY_AGO, gaps).target.tolist() == [2.5, 1.5]
+    whole = Dataset.from_arrays({"x": np.zeros((4, 2), np.int32)}, np.arange(4, dtype=np.float64))
+    assert labelled_traffic(capture.path, "toy", DAY_AGO, whole).inputs["x"].tolist() == [[1, 1]] * 3
+
+
+def test_nothing_finite_is_no_traffic(capture):
+    template = Dataset.from_arrays({"x": np.zeros((4, 2))}, np.arange(4, dtype=np.float32))
+    capture.label(capture.answer(*one(1.0)), [1e39])
+    assert labelled_traffic(capture.path, "toy", DAY_AGO, template) is None
