@@ -19,7 +19,6 @@ from homeostat.errors import DataInvalid
 from homeostat.project import Project
 from homeostat.records import DatasetRecord
 
-
 logger = logging.getLogger(__name__)
 
 
@@ -102,7 +101,7 @@ def place_traffic(
     """Return part -> positions of the traffic rows that are used; no entity and no content stands in two parts.
 
     Rows linked by id or content form a group. A row goes where its id or content is in the project's
-    own data, else with its group: where that is, or by the hash of the group's smallest key. Left out
+    own data, else with its group: where that is, or by the hash of the group's smallest id (else content). Left out
     are rows whose id, content and label are there already, rows without id whose content and label
     are in the project's own data, and rows whose id and content stand in two different parts. A
     content that the project's own data hold in several parts links nothing.
@@ -112,7 +111,7 @@ def place_traffic(
     contents, labels = content_keys(traffic).tolist(), traffic.target.tolist()
     keys = row_keys(traffic).tolist()
     names = [(k,) if c in shared else (k, c) for k, c in zip(keys, contents, strict=True)]
-    group_of = _groups(names)
+    group_of = _groups(names, set(ids))
     homes: dict[str, set[str]] = {}
     for name, group in group_of.items():
         homes.setdefault(group, set()).update([part_of[name]] if name in part_of else [])
@@ -159,8 +158,8 @@ def _own_rows(own: Dataset) -> set[tuple[str, str, float]]:
     return {*zip(ids, contents, labels, strict=True), *zip(blank, contents, labels, strict=True)}
 
 
-def _groups(names: Sequence[tuple[str, ...]]) -> dict[str, str]:
-    """Return name -> smallest name of its group; names of one row, and of rows that share a name, are one group."""
+def _groups(names: Sequence[tuple[str, ...]], ids: set[str]) -> dict[str, str]:
+    """Return name -> key of its group (smallest id, else content); rows that share a name are one group."""
     parent: dict[str, str] = {}
 
     def root(name: str) -> str:
@@ -171,6 +170,6 @@ def _groups(names: Sequence[tuple[str, ...]]) -> dict[str, str]:
 
     for first, *others in names:
         for other in (first, *others):
-            low, high = sorted((root(first), root(other)))
+            low, high = sorted((root(first), root(other)), key=lambda name: (name not in ids, name))
             parent[high] = low
     return {name: root(name) for name in list(parent)}

@@ -144,11 +144,11 @@ def _possible_inputs(inputs: Mapping[str, Array], template: Dataset) -> Array:
     """Return [n] bool: rows whose every input the template's dtypes hold; NaN only where the template has it."""
     possible = np.ones(len(next(iter(inputs.values()))), dtype=bool)
     for name, like in template.inputs.items():
-        values = inputs[name].reshape(len(possible), -1)
+        values = inputs[name]
         fits = _fits(values, like.dtype)
         if like.dtype.kind == "f" and np.isnan(like).any():
             fits |= np.isnan(values)
-        possible &= fits.all(axis=1)
+        possible &= fits.all(axis=tuple(range(1, fits.ndim)))
     if not possible.all():
         logger.warning("%d labelled rows have inputs that are not finite: left out", int((~possible).sum()))
     return possible

@@ -2,11 +2,14 @@
 
 import subprocess
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 import yaml
 
+from homeostat import scaffold
 from homeostat.config import load_config
 from homeostat.errors import ConfigError
 from homeostat.scaffold import deployment_block, init_project
@@ -178,20 +181,17 @@ assert moved["x"].dtype == inputs["x"].dtype and (moved["x"] != inputs["x"]).any
         subprocess.run(ruff, check=True)
 
 
-def test_five_at_once_keep_all_blocks(root: Path):
-    code = "import sys; from pathlib import Path; from homeostat.scaffold import init_project; sys.stdin.readline(); "
-    code += "init_project(sys.argv[1], Path(sys.argv[2]))"
+def test_five_at_once_keep_all_blocks(root: Path, monkeypatch):
+    write = scaffold._write_folder
+
+    def slowly(target: Path, contents: dict[str, str]) -> None:
+        time.sleep(0.05)  # between the check and the write: without the lock all five read the same file
+        write(target, contents)
+
+    monkeypatch.setattr(scaffold, "_write_folder", slowly)
     names = [f"shop_{i}" for i in range(5)]
-    running = [
-        subprocess.Popen([sys.executable, "-c", code, name, str(root)], stdin=subprocess.PIPE, cwd=ROOT)
-        for name in names
-    ]
-    for process in running:
-        process.stdin.write(b"go\n")
-        process.stdin.flush()
-    for process in running:
-        process.communicate()
-    assert [process.returncode for process in running] == [0] * 5
+    with ThreadPoolExecutor(5) as pool:
+        list(pool.map(lambda name: init_project(name, root), names))
     found = [item["name"] for item in yaml.safe_load((root / "prefect.yaml").read_text())["deployments"]]
     assert [found.count(name) for name in names] == [5] * 5
     assert all((root / "projects" / name / "project.py").is_file() for name in names)
