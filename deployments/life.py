@@ -22,7 +22,7 @@ from deployments.flowruns import FlowRuns
 from deployments.places import Ports, choose_ports, environment, local_settings
 from deployments.stack import wait_ready
 from deployments.timeline import Timeline
-from deployments.traffic import Sent, Traffic, infer_body, wait_captured
+from deployments.traffic import Sent, Traffic, count_labels, infer_body, wait_captured
 from homeostat.config import ProjectConfig
 from homeostat.data.splits import assign_parts
 from homeostat.dataset import Dataset
@@ -83,7 +83,7 @@ class Life:
         self.drift: dict[str, Any] = {}
         self.rollback_seconds: float | None = None
         self._flows: FlowRuns | None = None
-        self._labels = 0
+        self._labels = count_labels(settings.traffic_path)  # of earlier lives
 
     @property
     def flows(self) -> FlowRuns:

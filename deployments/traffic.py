@@ -6,7 +6,7 @@ import sqlite3
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Event, Thread
@@ -119,16 +119,22 @@ class Traffic:
             thread.join(10)
 
 
+def count_labels(traffic: Path) -> int:
+    """Return how many requests have labels in the capture; 0 when there is no capture yet."""
+    if not traffic.is_file():
+        return 0
+    with closing(sqlite3.connect(f"file:{traffic}?mode=ro", uri=True)) as database:
+        tables = database.execute("SELECT count(*) FROM sqlite_master WHERE name = 'label'").fetchone()[0]
+        return int(database.execute("SELECT count(*) FROM label").fetchone()[0]) if tables else 0
+
+
 def wait_captured(traffic: Path, labels: int, seconds: float = 15) -> None:
     """Wait until the server has written this many labels; raises ServerUnavailable when it does not."""
     deadline = time.monotonic() + seconds
-    found = 0
-    while time.monotonic() < deadline:
-        if traffic.is_file():
-            with sqlite3.connect(f"file:{traffic}?mode=ro", uri=True) as database:
-                tables = database.execute("SELECT count(*) FROM sqlite_master WHERE name = 'label'").fetchone()[0]
-                found = database.execute("SELECT count(*) FROM label").fetchone()[0] if tables else 0
-            if found >= labels:
-                return
+    while (found := count_labels(traffic)) < labels:
+        if time.monotonic() > deadline:
+            break
         time.sleep(0.1)
+    else:
+        return
     raise ServerUnavailable(f"{traffic}: {found} labels after {seconds:g} s where {labels} were sent")
