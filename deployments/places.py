@@ -67,7 +67,7 @@ def choose_ports(*, take_free: bool) -> Ports:
             if not take_free:
                 raise ConfigError(
                     f"port {port} ({name}) is in use; stop what listens there (ss -ltnp 'sport = :{port}'), "
-                    f"or choose another: {variable}={port + 1000} make up"
+                    f"or choose another: {variable}={port + 1} make up"
                 )
             port = _any_free_port()
         chosen[name] = port

@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from datetime import UTC, datetime, timedelta
 
 import click
 import httpx
@@ -49,6 +50,7 @@ def wait_ready(ports: Ports, seconds: float, alive: Callable[[], bool] = lambda:
         "server": f"{ports.urls['server']}/v2/health/live",
     }
     deadline = time.monotonic() + seconds
+    began = datetime.now(UTC) - timedelta(seconds=30)  # a worker of an earlier stack may still count as online
     waiting = set(probes) | {"worker"}
     with httpx.Client(timeout=2, trust_env=False) as client:
         while waiting and alive() and time.monotonic() < deadline:
@@ -56,7 +58,9 @@ def wait_ready(ports: Ports, seconds: float, alive: Callable[[], bool] = lambda:
                 try:
                     if name == "worker":
                         found = client.post(f"{ports.urls['prefect']}/api/work_pools/homeostat/workers/filter", json={})
-                        up = found.is_success and any(w.get("status") == "ONLINE" for w in found.json())
+                        up = found.is_success and any(
+                            datetime.fromisoformat(worker["last_heartbeat_time"]) > began for worker in found.json()
+                        )
                     else:
                         up = client.get(probes[name]).is_success
                 except httpx.TransportError:

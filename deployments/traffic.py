@@ -99,14 +99,15 @@ class Traffic:
                 raise ServerUnavailable(f"{self._url}/v1/feedback: {answer.status_code} {answer.text[:200]}")
 
     @contextmanager
-    def probing(self, body: dict[str, Any], every: float = 0.005) -> Iterator[list[tuple[float, int]]]:
-        """Ask again and again while the block runs; yields (monotonic time, version that answered)."""
+    def probing(self, rows: Dataset, every: float = 0.005) -> Iterator[list[tuple[float, int]]]:
+        """Ask for one row after the other while the block runs; yields (monotonic time, version that answered)."""
+        bodies = [infer_body({name: v[i : i + 1] for name, v in rows.inputs.items()}) for i in range(len(rows))]
         answers: list[tuple[float, int]] = []
         stop = Event()
 
         def ask() -> None:
             while not stop.wait(every):
-                answer = self.infer(body)
+                answer = self.infer(bodies[len(answers) % len(bodies)])
                 answer.raise_for_status()
                 answers.append((time.monotonic(), int(answer.json()["model_version"])))
 

@@ -28,7 +28,16 @@ def main() -> None:
         made = client.post(f"{api}/work_pools/", json={"name": POOL, "type": "process"})
         if made.status_code not in (201, 409):  # 409: it is there already
             sys.exit(f"{api}: cannot make the work pool {POOL!r}: {made.status_code} {made.text}")
-    subprocess.run(["prefect", "--no-prompt", "deploy", "--all"], check=True)
+    print("registering the deployments of prefect.yaml", flush=True)
+    done = subprocess.run(
+        ["prefect", "--no-prompt", "deploy", "--all"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+    )
+    if done.returncode:
+        sys.exit(f"prefect deploy --all: exit {done.returncode}\n{done.stdout}")
     os.execvp(  # noqa: S606 - the worker takes this process over
         "prefect", ["prefect", "worker", "start", "--pool", POOL, "--name", f"{POOL}-{os.getpid()}", "--limit", "4"]
     )

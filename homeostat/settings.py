@@ -11,9 +11,9 @@ from homeostat.errors import ConfigError
 
 
 def find_root(start: Path | None = None) -> Path:
-    """Return the checkout that holds `start` (the nearest folder with prefect.yaml), or `start` itself."""
+    """Return the nearest folder above `start` with prefect.yaml, else the checkout of this code, else `start`."""
     here = (start or Path.cwd()).resolve()
-    for folder in (here, *here.parents):
+    for folder in (here, *here.parents, Path(__file__).resolve().parent.parent):
         if (folder / "prefect.yaml").is_file():
             return folder
     return here

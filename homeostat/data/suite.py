@@ -93,7 +93,11 @@ def _check_tensors(data: Dataset, contract: Contract, source: str) -> None:
         if wanted.get(name) != found.get(name)
     ]
     if breaches:
-        raise DataInvalid(f"the model's inputs are not those of the contract of {source}", breaches)
+        raise DataInvalid(
+            f"the model's inputs are not those of the contract of {source}; if the change is meant, set "
+            'data.contract = "inferred" in project.toml',
+            breaches,
+        )
 
 
 def make_suite(contract: Contract, project: Project, config: ProjectConfig) -> Any:

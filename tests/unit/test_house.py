@@ -46,13 +46,12 @@ def test_every_command_of_the_readme_is_there() -> None:
 
 def test_the_code_of_the_readme_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     (code,) = re.findall(r"```python\n(.*?)```", README, re.S)
-    imports = "import keras\nimport pandas as pd\nfrom homeostat.project import Dataset, Project\n"
     rng = np.random.default_rng(0)
     frame = pd.DataFrame(rng.normal(size=(80, 3)), columns=["age", "calls", "bill"])
     frame = frame.assign(left=rng.integers(0, 2, 80), customer=range(80), country="nl")
     monkeypatch.setattr(pd, "read_parquet", lambda path: frame)
     names: dict[str, object] = {}
-    exec(compile(imports + code, "README.md", "exec"), names)
+    exec(compile(code, "README.md", "exec"), names)
     churn = names["Churn"]()  # type: ignore[operator]
     data = churn.load_data()
     assert data.inputs["x"].shape == (80, 3)
