@@ -42,8 +42,8 @@ check: $(STAMP) ## format, lint, types, walls
 unit: $(STAMP) ## unit tests alone
 	@$(BIN)/pytest -q tests/unit
 
-test: $(STAMP) ## every test
-	@$(BIN)/pytest -q
+test: $(STAMP) ## every test, each kind in a process of its own
+	@for kind in unit flows e2e; do echo "tests/$$kind"; $(BIN)/pytest -q tests/$$kind || exit 1; done
 
 bench: $(STAMP) ## benchmarks, as ratios, side by side
 	@$(BIN)/python -m benchmarks

@@ -10,6 +10,10 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
+os.environ["PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW"] = "ignore"  # the library also logs outside of flows
+
 import httpx
 import pytest
 
@@ -76,5 +80,3 @@ def set_environment(monkeypatch: pytest.MonkeyPatch, settings: Settings, server_
     monkeypatch.setenv("HOMEOSTAT_SERVER_URL", server_url)
 
 
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
