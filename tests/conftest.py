@@ -78,5 +78,3 @@ def set_environment(monkeypatch: pytest.MonkeyPatch, settings: Settings, server_
     monkeypatch.setenv("HOMEOSTAT_HOME", str(settings.home))
     monkeypatch.setenv("HOMEOSTAT_MLFLOW_URL", settings.mlflow_url)
     monkeypatch.setenv("HOMEOSTAT_SERVER_URL", server_url)
-
-
