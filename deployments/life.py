@@ -234,7 +234,8 @@ def _live(name: str, keep: bool, console: Console) -> None:
         life.the_world_changes()
         life.roll_back()
         path = _write(settings, life.record())
-        life.timeline.finish([c for one in life.lives for c in one["candidates"]], ports.urls, path)
+        shown = path.relative_to(settings.root) if path.is_relative_to(settings.root) else path
+        life.timeline.finish([c for one in life.lives for c in one["candidates"]], ports.urls, shown)
         if keep:
             console.print("Everything is still running (KEEP=1): Ctrl-C stops it.")
             signal.pause()

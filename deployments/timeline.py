@@ -50,7 +50,7 @@ class Timeline:
         """Print the candidates of every version, the URLs and the total."""
         table = Table(title="candidates, measured as the exported ONNX graph", title_justify="left", expand=True)
         for heading in ("version", "candidate", "metric", "bytes", "p50 b1", "p50 b32", ""):
-            table.add_column(heading, justify="left" if heading in ("candidate", "") else "right")
+            table.add_column(heading, justify="left" if heading in ("candidate", "") else "right", overflow="fold")
         for row in candidates:
             table.add_row(*(str(row[key]) for key in ("version", "name", "metric", "bytes", "p50_1", "p50_32", "note")))
         self._console.print()

@@ -111,4 +111,4 @@ def test_the_table_stands_as_json_too(made, tmp_path):
     kept = json.loads(Path(found.table.path).with_suffix(".json").read_text())
     assert (kept["winner"], [one["name"] for one in kept["candidates"]]) == ("fp32", ["fp32", "dynamic_int8"])
     assert kept["candidates"][1]["batch_invariant"] is False
-    assert "neighbours" in kept["candidates"][1]["refused"]
+    assert "batch-invariant" in kept["candidates"][1]["refused"]
