@@ -29,6 +29,12 @@ def make_settings(home: Path, root: Path = ROOT) -> Settings:
     return load_settings(root=root, home=home, mlflow_url=f"sqlite:///{home}/mlflow.db")
 
 
+def forget_projects() -> None:
+    """Let `projects` be imported anew, from another checkout."""
+    for name in [name for name in sys.modules if name == "projects" or name.startswith("projects.")]:
+        del sys.modules[name]
+
+
 class ServerProcess:
     """`homeostat serve` in a process of its own, on a free port."""
 

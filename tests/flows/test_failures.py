@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib
 import shutil
 import signal
-import sys
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -30,7 +29,7 @@ from homeostat.records import Verdict
 from homeostat.registry import Registry
 from homeostat.rollout import roll_back
 from homeostat.scaffold import init_project
-from tests.conftest import ROOT, ServerProcess, make_settings, set_environment
+from tests.conftest import ROOT, ServerProcess, forget_projects, make_settings, set_environment
 
 pytestmark = pytest.mark.flows
 NAME = "seedling"
@@ -52,14 +51,14 @@ def champion(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess
     toml.write_text("\n".join("epochs = 8" if line.startswith("epochs = ") else line for line in text.splitlines()))
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(root))
-        for module in [name for name in sys.modules if name == "projects" or name.startswith("projects.")]:
-            patch.delitem(sys.modules, module)
+        forget_projects()
         server = ServerProcess(make_settings(folder / "home", root))
         set_environment(patch, server.settings, server.url)
         patch.setenv("PREFECT_LOCAL_STORAGE_PATH", str(folder / "storage"))
         assert lifecycle(NAME).role == "champion"
         yield server
         server.stop()
+    forget_projects()
 
 
 def versions(place: ServerProcess) -> int:

@@ -25,7 +25,7 @@ from homeostat.data.splits import assign_parts
 from homeostat.project import find_project, load_project
 from homeostat.registry import Registry
 from homeostat.scaffold import init_project
-from tests.conftest import ROOT, ServerProcess, make_settings, set_environment
+from tests.conftest import ROOT, ServerProcess, forget_projects, make_settings, set_environment
 
 pytestmark = pytest.mark.flows
 
@@ -108,8 +108,7 @@ def test_a_scaffolded_project_lives(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     (root / "projects").mkdir()
     init_project("seedling", root, task)
     monkeypatch.syspath_prepend(str(root))
-    for module in [name for name in sys.modules if name == "projects" or name.startswith("projects.")]:
-        monkeypatch.delitem(sys.modules, module)
+    forget_projects()
     settings = make_settings(tmp_path / "home", root)
     server = ServerProcess(settings)
     set_environment(monkeypatch, settings, server.url)
@@ -117,3 +116,4 @@ def test_a_scaffolded_project_lives(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         live(server, "seedling")
     finally:
         server.stop()
+        forget_projects()
