@@ -38,6 +38,7 @@ def main() -> None:
     )
     if done.returncode:
         sys.exit(f"prefect deploy --all: exit {done.returncode}\n{done.stdout}")
+    print(f"{done.stdout.count('successfully created')} deployments registered", flush=True)
     os.execvp(  # noqa: S606 - the worker takes this process over
         "prefect", ["prefect", "worker", "start", "--pool", POOL, "--name", f"{POOL}-{os.getpid()}", "--limit", "4"]
     )
