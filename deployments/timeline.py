@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -48,9 +49,16 @@ class Timeline:
 
     def finish(self, candidates: Sequence[Mapping[str, Any]], urls: Mapping[str, str], record: Path) -> None:
         """Print the candidates of every version, the URLs and the total."""
-        table = Table(title="candidates, measured as the exported ONNX graph", title_justify="left", expand=True)
-        for heading in ("version", "candidate", "metric", "bytes", "p50 b1", "p50 b32", ""):
-            table.add_column(heading, justify="left" if heading in ("candidate", "") else "right", overflow="fold")
+        table = Table(
+            title="candidates, measured as the exported ONNX graph",
+            title_justify="left",
+            box=box.SIMPLE_HEAD,
+            show_edge=False,
+            pad_edge=False,
+        )
+        for heading in ("", "candidate", "metric", "bytes", "p50 b1", "p50 b32", "verdict"):
+            left = heading in ("", "candidate", "verdict")
+            table.add_column(heading, justify="left" if left else "right", no_wrap=heading != "verdict")
         for row in candidates:
             table.add_row(*(str(row[key]) for key in ("version", "name", "metric", "bytes", "p50_1", "p50_32", "note")))
         self._console.print()
