@@ -1,0 +1,108 @@
+"""Model versions against a real MLflow database: whole or not at all."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from pieces import EXAMPLE, graph
+
+from homeostat.errors import DataInvalid, NotFound, RegistryError
+
+
+def test_register_makes_one_whole_version(registry, client, model, parts, tmp_path):
+    run = registry.start_run(model, "p1", workspace=tmp_path)
+    number = registry.register(run, **parts)
+    assert number == 1
+    assert registry.register(run, **parts) == 1
+    version = client.get_model_version(model, "1")
+    assert (version.status, version.run_id) == ("READY", run.mlflow_run_id)
+    assert len(version.description) <= 5000
+    assert version.description.endswith("the whole card: model_card.md of the run\n")
+    expected = {
+        "sha256": parts["export"].onnx.sha256, "candidate": "fp32", "metric": "accuracy", "metric_value": "0.9",
+        "metric_low": "0.8", "metric_high": "1", "task": "classification", "pipeline_id": "p1", "git_commit": "a" * 40,
+        "git_dirty": "False", "parent_version": "7", "dataset_sha256": "d" * 64, "config_sha256": "e" * 64,
+        "requirements_sha256": "f" * 64, "homeostat.pipeline_id": "p1",
+        "bytes": str(parts["export"].onnx.bytes), "fp32_bytes": str(parts["export"].onnx.bytes),
+    }  # fmt: skip
+    assert version.tags == expected
+    assert registry.register(registry.start_run(model, "p2"), **parts) == 2
+
+
+def test_the_stored_model_is_the_gated_one_and_mlflow_can_read_it(registry, model, parts, tmp_path):
+    import mlflow
+
+    before = Path(parts["export"].onnx.path).read_bytes()
+    run = registry.start_run(model, "p1")
+    registry.register(run, **parts)
+    assert Path(parts["export"].onnx.path).read_bytes() == before
+    folder = Path(mlflow.artifacts.download_artifacts(f"models:/{model}/1", tracking_uri=registry.url))
+    assert hashlib.sha256((folder / "model.onnx").read_bytes()).hexdigest() == parts["export"].onnx.sha256
+    assert not [path for path in folder.iterdir() if path.suffix == ".data"]
+    info = mlflow.models.get_model_info(f"models:/{model}/1")
+    inputs = [(spec.name, spec.type, spec.shape) for spec in info.signature.inputs.inputs]
+    assert inputs == [("x", np.dtype("float32"), (-1, 3)), ("code", np.dtype("int64"), (-1, 1))]
+    outputs = [(spec.name, spec.type, spec.shape) for spec in info.signature.outputs.inputs]
+    assert outputs == [("output", np.dtype("float32"), (-1, 2))]
+    example = json.loads((folder / "input_example.json").read_text())
+    assert example["x"] == EXAMPLE["x"].tolist()
+    answer = mlflow.pyfunc.load_model(f"models:/{model}/1").predict(EXAMPLE)
+    np.testing.assert_allclose(answer["output"], [[4, 4], [14, 14]])
+    stored = {f.path for f in registry._open().list_artifacts(run.mlflow_run_id)}
+    assert stored >= {"onnx", "keras", "saved_model", "data", "compression", "evaluation", "model_card.md"}
+
+
+@pytest.mark.parametrize(
+    "step",
+    ["log_text", "create_logged_model", "log_model_artifacts", "finalize_logged_model", "create_model_version"],
+)
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
+def test_nothing_is_registered_when_a_step_fails(registry, client, model, parts, monkeypatch, step, error):
+    run = registry.start_run(model, "p1")
+
+    def fail(*_args, **_keywords):
+        raise error("half way")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(client, step, fail)
+        with pytest.raises(error, match="half way"):
+            registry.register(run, **parts)
+    with pytest.raises(NotFound):
+        registry.aliases(model)
+    experiment = client.get_run(run.mlflow_run_id).info.experiment_id
+    assert client.search_logged_models([experiment]) == []
+    assert registry.register(run, **parts) == 1  # the same run may try again
+
+
+def test_a_version_is_taken_back_when_the_stored_bytes_are_wrong(registry, client, model, parts, monkeypatch):
+    registry.register(registry.start_run(model, "p1"), **parts)
+    run = registry.start_run(model, "p2")
+    send = client.log_model_artifacts
+
+    def corrupt(model_id, folder):
+        (Path(folder) / "model.onnx").write_bytes(b"other bytes")
+        send(model_id, folder)
+
+    with monkeypatch.context() as broken:
+        broken.setattr(client, "log_model_artifacts", corrupt)
+        with pytest.raises(RegistryError, match=r"stored a model.onnx of sha256"):
+            registry.register(run, **parts)
+    assert [v.version for v in client.search_model_versions(f"name = '{model}'")] == [1]
+
+
+def test_an_artifact_that_changed_after_the_gates_is_refused(registry, client, model, parts):
+    Path(parts["export"].onnx.path).write_bytes(b"changed")
+    with pytest.raises(DataInvalid, match="recorded was"):
+        registry.register(registry.start_run(model, "p1"), **parts)
+    assert client.search_model_versions(f"name = '{model}'") == []
+
+
+def test_the_graph_of_these_tests_is_a_model_that_writing_again_changes():
+    proto = onnx.load_model_from_string(graph())
+    onnx.checker.check_model(proto)
+    assert proto.SerializeToString() != graph()
