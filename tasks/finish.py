@@ -27,7 +27,7 @@ from homeostat.summary import summarize, to_markdown
 from tasks.stage import open_project, stage
 
 
-@stage(minutes=5)
+@stage(minutes=5, once=False)  # `start` has opened the MLflow run again
 def finish(
     run: RunRef,
     data: DatasetRecord,

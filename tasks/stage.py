@@ -82,12 +82,13 @@ def _cache_key(context: TaskRunContext, parameters: dict[str, Any]) -> str | Non
     return f"{run.pipeline_id}-{context.task.name}-{hashlib.sha256(key.encode()).hexdigest()[:24]}"
 
 
-def stage(*, minutes: float) -> Callable[[Callable[P, R]], Task[P, R]]:
+def stage(*, minutes: float, once: bool = True) -> Callable[[Callable[P, R]], Task[P, R]]:
     """Make a task that takes at most this long.
 
     A stage whose first parameter is `run` is finished once for a pipeline: its record is kept
     under the pipeline's id, its arguments and the code, so that a re-run after a crash goes on
-    behind it. Only errors of the tree that are transient are retried.
+    behind it. once: False for a stage that each re-run must go through. Only errors of the tree
+    that are transient are retried.
     """
 
     def decorate(function: Callable[P, R]) -> Task[P, R]:
@@ -96,9 +97,9 @@ def stage(*, minutes: float) -> Callable[[Callable[P, R]], Task[P, R]]:
             retries=2,
             retry_delay_seconds=[2, 10],
             retry_condition_fn=_may_pass,
-            persist_result=True,
+            persist_result=once,
             result_serializer=JSONSerializer(),
-            cache_key_fn=_cache_key,
+            cache_key_fn=_cache_key if once else None,
         )(function)
 
     return decorate

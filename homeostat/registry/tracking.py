@@ -17,6 +17,7 @@ logger = logging.getLogger(__name__)
 
 PIPELINE = "homeostat.pipeline_id"
 MONITORING = "homeostat.monitoring"
+FAILURE = "failure"
 BATCH_LIMIT = 1000
 """Metrics that MLflow takes in one call."""
 
@@ -59,6 +60,8 @@ class Tracking(Connection):
             return client.create_run(experiment_id, tags=tags | {tag: value}, run_name=value)
         if runs[0].info.status != "RUNNING":
             client.update_run(runs[0].info.run_id, status="RUNNING")
+        if FAILURE in runs[0].data.tags:
+            client.delete_tag(runs[0].info.run_id, FAILURE)
         return runs[0]
 
     def log_metrics(self, run: RunRef, metrics: Mapping[str, float], step: int = 0) -> None:
@@ -109,7 +112,7 @@ class Tracking(Connection):
                 return
             runs = client.search_runs([experiment.experiment_id], f"tags.`{PIPELINE}` = '{pipeline_id}'", max_results=1)
             for run in runs:
-                client.set_tag(run.info.run_id, "failure", message[:5000])
+                client.set_tag(run.info.run_id, FAILURE, message[:5000])
                 client.set_terminated(run.info.run_id, "FAILED")
 
     def log_monitoring(self, model: str, metrics: Mapping[str, float], files: Iterable[Path], step: int) -> str:

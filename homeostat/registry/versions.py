@@ -7,7 +7,6 @@ import logging
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from importlib.metadata import version as installed_version
 from pathlib import Path
 from typing import Any
@@ -45,7 +44,8 @@ class Versions(Connection):
 
         The version holds the gated ONNX bytes with signature and input example; SavedModel,
         .keras, contract, profile and card are artifacts of the run. example: input name ->
-        a few rows [n, ...]. When anything fails, nothing stays registered.
+        a few rows [n, ...]. The version is made last, of bytes that were read back, so that a
+        failure leaves none; what a killed process has left is taken away by the next call.
         """
         onnx_bytes = read_artifact(export.onnx)
         tags = version_tags(dataset, compression, export, evaluation, lineage)
@@ -60,20 +60,20 @@ class Versions(Connection):
                     )
                 logger.info("%s: version %d of pipeline run %s is there", config.name, found, run.pipeline_id)
                 return found
+            self._delete_orphans(client, run)
             self._log_parts(client, run.mlflow_run_id, validation, compression, export, evaluation, card)
-            with self._undone(client, config.name) as made:
-                self._log_model(client, run, config.name, onnx_bytes, tags, example, made)
+            with self._undone(client, config.name, run):
+                model_id = self._log_model(client, run, config.name, onnx_bytes, tags, example)
+                self._check_stored(model_id, export.onnx.sha256)
                 version = client.create_model_version(
                     config.name,
-                    f"models:/{made.model_id}",
+                    f"models:/{model_id}",
                     run_id=run.mlflow_run_id,
                     tags=tags | {PIPELINE: run.pipeline_id},
                     description=description(card),
                     await_creation_for=0,  # MLflow's own stores are ready at once
-                    model_id=made.model_id,
+                    model_id=model_id,
                 )
-                made.version = str(version.version)
-                self._check_stored(made.model_id, export.onnx.sha256)
         return int(version.version)
 
     def _version_of(self, client: Any, model: str, pipeline_id: str) -> int | None:
@@ -103,30 +103,38 @@ class Versions(Connection):
         client.log_artifacts(run_id, export.saved_model, "saved_model")
         client.log_text(run_id, card, "model_card.md")
 
+    def _delete_orphans(self, client: Any, run: RunRef) -> None:
+        """Delete the run's logged models without a version: a registration was interrupted behind them."""
+        experiment = client.get_run(run.mlflow_run_id).info.experiment_id
+        registered = {found.source for found in client.search_model_versions(f"run_id = '{run.mlflow_run_id}'")}
+        for logged in client.search_logged_models([experiment], f"source_run_id = '{run.mlflow_run_id}'"):
+            if f"models:/{logged.model_id}" not in registered:
+                logger.info("%s: %s of an interrupted registration is deleted", logged.name, logged.model_id)
+                client.delete_logged_model(logged.model_id)
+
     @contextmanager
-    def _undone(self, client: Any, model: str) -> Iterator[_Made]:
+    def _undone(self, client: Any, model: str, run: RunRef) -> Iterator[None]:
         from mlflow.exceptions import MlflowException
 
-        made = _Made()
+        new = False
         try:
             client.get_registered_model(model)
         except MlflowException as error:
             if error.get_http_status_code() != 404:
                 raise
             client.create_registered_model(model)
-            made.registered = True
+            new = True
         try:
-            yield made
+            yield
         except BaseException:
             try:
-                if made.version:
-                    client.delete_model_version(model, made.version)
-                if made.registered and not client.search_model_versions(f"name = '{model}'", max_results=1):
+                self._delete_orphans(client, run)
+                if new and not client.search_model_versions(f"name = '{model}'", max_results=1):
                     client.delete_registered_model(model)
-                if made.model_id:
-                    client.delete_logged_model(made.model_id)
             except (MlflowException, OSError) as error:
-                logger.error("%s: what was registered half way could not be taken back: %s", model, error)
+                logger.error(
+                    "%s: the next registration of pipeline %s has to clean up: %s", model, run.pipeline_id, error
+                )
             raise
 
     def _log_model(
@@ -137,8 +145,7 @@ class Versions(Connection):
         onnx_bytes: bytes,
         tags: dict[str, str],
         example: Mapping[str, Array],
-        made: _Made,
-    ) -> None:
+    ) -> str:
         import mlflow
         from mlflow.entities import LoggedModelOutput
         from mlflow.models import Model
@@ -148,7 +155,6 @@ class Versions(Connection):
         logged = client.create_logged_model(
             experiment, name=name, source_run_id=run.mlflow_run_id, tags=tags, model_type="onnx"
         )
-        made.model_id = str(logged.model_id)
         model = Model(
             artifact_path=logged.artifact_location,
             model_uuid=logged.model_id,
@@ -161,6 +167,7 @@ class Versions(Connection):
             client.log_model_artifacts(logged.model_id, str(folder))
         client.finalize_logged_model(logged.model_id, "READY")
         client.log_outputs(run.mlflow_run_id, [LoggedModelOutput(logged.model_id, step=0)])
+        return str(logged.model_id)
 
     def _check_stored(self, model_id: str, sha256: str) -> None:
         import mlflow
@@ -172,15 +179,6 @@ class Versions(Connection):
             found = hashlib.sha256((Path(folder) / "model.onnx").read_bytes()).hexdigest()
         if found != sha256:
             raise RegistryError(f"MLflow stored a model.onnx of sha256 {found[:12]}; the gated graph has {sha256[:12]}")
-
-
-@dataclass
-class _Made:
-    """What `register` has made so far, to be taken back when it fails."""
-
-    registered: bool = False
-    model_id: str = ""
-    version: str = ""
 
 
 def _save_model(folder: Path, model: Any, onnx_bytes: bytes, example: Mapping[str, Array]) -> None:

@@ -68,6 +68,16 @@ def versions(place: ServerProcess) -> int:
     return len(MlflowClient(place.settings.mlflow_url).search_model_versions(f"name='{NAME}'"))
 
 
+def mlflow_status(place: ServerProcess, pipeline_id: str) -> str:
+    """Whether MLflow says that a pipeline's run is RUNNING, FAILED or FINISHED."""
+    from mlflow import MlflowClient
+
+    client = MlflowClient(place.settings.mlflow_url)
+    experiment = client.get_experiment_by_name(NAME)
+    (run,) = client.search_runs([experiment.experiment_id], f"tags.`homeostat.pipeline_id` = '{pipeline_id}'")
+    return str(run.info.status)
+
+
 def state(place: ServerProcess) -> tuple[object, ...]:
     """All that a failure must not change."""
     store = ControlStore(place.settings.control_url)
@@ -134,7 +144,9 @@ def test_a_finished_stage_is_not_run_again(champion: ServerProcess, monkeypatch:
 
     monkeypatch.setattr("homeostat.training.fit.train", never)
     monkeypatch.setattr("homeostat.compression.search.compress", never)
+    assert mlflow_status(champion, "twice") == "FINISHED"
     assert lifecycle(NAME, pipeline_id="twice") == first
+    assert mlflow_status(champion, "twice") == "FINISHED"
     with pytest.raises(AssertionError):
         lifecycle(NAME, pipeline_id="another")
 

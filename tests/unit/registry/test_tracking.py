@@ -16,7 +16,9 @@ def test_a_run_is_continued_by_its_pipeline_id(registry, client, model, tmp_path
     run = registry.start_run(model, "p1", {"kind": "test"}, {"epochs": 3}, tmp_path)
     assert (run.project, run.pipeline_id, run.workspace) == (model, "p1", str(tmp_path))
     registry.log_metrics(run, {"loss": 0.5, "odd (name)": 1.0}, step=1)
-    registry.end_run(run, "FAILED")
+    registry.fail_run(model, "p1", "half way")
+    found = client.get_run(run.mlflow_run_id)
+    assert (found.info.status, found.data.tags["failure"]) == ("FAILED", "half way")
     again = registry.start_run(model, "p1", {}, {"epochs": 4, "batch": 2}, tmp_path)
     assert again == run
     assert registry.start_run(model, "p2").mlflow_run_id != run.mlflow_run_id
@@ -24,6 +26,7 @@ def test_a_run_is_continued_by_its_pipeline_id(registry, client, model, tmp_path
     assert found.info.status == "RUNNING"
     assert found.data.params == {"epochs": "3", "batch": "2"}
     assert found.data.tags["kind"] == "test"
+    assert "failure" not in found.data.tags
     assert found.data.metrics == {"loss": 0.5, "odd _name_": 1.0}
     registry.end_run(run)
     assert client.get_run(run.mlflow_run_id).info.status == "FINISHED"

@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import hashlib
 import json
+import multiprocessing
+import os
+import signal
 from pathlib import Path
 
+import mlflow
 import numpy as np
 import onnx
 import pytest
 from pieces import EXAMPLE, graph
 
 from homeostat.errors import DataInvalid, NotFound, RegistryError
+from homeostat.records import RunRef
+from homeostat.registry import Registry
 
 
 def test_register_makes_one_whole_version(registry, client, model, parts, tmp_path):
@@ -35,8 +41,6 @@ def test_register_makes_one_whole_version(registry, client, model, parts, tmp_pa
 
 
 def test_the_stored_model_is_the_gated_one_and_mlflow_can_read_it(registry, model, parts, tmp_path):
-    import mlflow
-
     before = Path(parts["export"].onnx.path).read_bytes()
     run = registry.start_run(model, "p1")
     registry.register(run, **parts)
@@ -57,6 +61,12 @@ def test_the_stored_model_is_the_gated_one_and_mlflow_can_read_it(registry, mode
     assert stored >= {"onnx", "keras", "saved_model", "data", "compression", "evaluation", "model_card.md"}
 
 
+def logged_models(client, run) -> list[str]:
+    experiment = client.get_run(run.mlflow_run_id).info.experiment_id
+    found = client.search_logged_models([experiment], f"source_run_id = '{run.mlflow_run_id}'")
+    return [f"models:/{logged.model_id}" for logged in found]
+
+
 @pytest.mark.parametrize(
     "step",
     ["log_text", "create_logged_model", "log_model_artifacts", "finalize_logged_model", "create_model_version"],
@@ -74,12 +84,11 @@ def test_nothing_is_registered_when_a_step_fails(registry, client, model, parts,
             registry.register(run, **parts)
     with pytest.raises(NotFound):
         registry.aliases(model)
-    experiment = client.get_run(run.mlflow_run_id).info.experiment_id
-    assert client.search_logged_models([experiment]) == []
+    assert logged_models(client, run) == []
     assert registry.register(run, **parts) == 1  # the same run may try again
 
 
-def test_a_version_is_taken_back_when_the_stored_bytes_are_wrong(registry, client, model, parts, monkeypatch):
+def test_no_version_is_made_of_wrong_stored_bytes(registry, client, model, parts, monkeypatch):
     registry.register(registry.start_run(model, "p1"), **parts)
     run = registry.start_run(model, "p2")
     send = client.log_model_artifacts
@@ -93,6 +102,66 @@ def test_a_version_is_taken_back_when_the_stored_bytes_are_wrong(registry, clien
         with pytest.raises(RegistryError, match=r"stored a model.onnx of sha256"):
             registry.register(run, **parts)
     assert [v.version for v in client.search_model_versions(f"name = '{model}'")] == [1]
+
+
+def test_a_version_that_was_made_before_ctrl_c_is_kept_and_found_again(registry, client, model, parts, monkeypatch):
+    run = registry.start_run(model, "p1")
+    create = client.create_model_version
+
+    def interrupted(*args, **keywords):
+        create(*args, **keywords)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as broken:
+        broken.setattr(client, "create_model_version", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            registry.register(run, **parts)
+    assert registry.register(run, **parts) == 1
+    assert logged_models(client, run) == [client.get_model_version(model, "1").source]
+
+
+STEPS = [
+    *("create_registered_model", "create_logged_model", "log_model_artifacts", "finalize_logged_model"),
+    *("log_outputs", "create_model_version"),
+]
+
+
+def register_until_killed(url: str, run: RunRef, parts: dict, step: str) -> None:
+    """Register, and be killed just behind one of MLflow's steps."""
+    registry = Registry(url)
+    client = registry._open()
+    call = getattr(client, step)
+
+    def killed(*args, **keywords):
+        call(*args, **keywords)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    setattr(client, step, killed)
+    registry.register(run, **parts)
+
+
+@pytest.fixture(scope="module")
+def processes() -> multiprocessing.context.ForkServerContext:
+    """Processes that have imported MLflow when they begin."""
+    context = multiprocessing.get_context("forkserver")
+    stores = [f"mlflow.store.{kind}.sqlalchemy_store" for kind in ("tracking", "model_registry")]
+    context.set_forkserver_preload(["mlflow.onnx", "homeostat.registry.versions", *stores])
+    return context
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_a_kill_in_the_middle_leaves_one_version_and_no_orphan(registry, client, model, parts, processes, step):
+    run = registry.start_run(model, "p1")
+    process = processes.Process(target=register_until_killed, args=(registry.url, run, parts, step))
+    process.start()
+    process.join(60)
+    assert process.exitcode == -signal.SIGKILL
+    for _ in range(2):
+        assert registry.register(run, **parts) == 1
+        (version,) = client.search_model_versions(f"name = '{model}'")
+        assert logged_models(client, run) == [version.source]
+    stored = mlflow.artifacts.download_artifacts(f"models:/{model}/1", tracking_uri=registry.url)
+    assert (Path(stored) / "model.onnx").read_bytes() == graph()
 
 
 def test_an_artifact_that_changed_after_the_gates_is_refused(registry, client, model, parts):
