@@ -1,5 +1,5 @@
 """One stage a file: a thin Prefect task around one library call."""
 
-import logging
+from tasks.log import set_up
 
-logging.getLogger("homeostat").setLevel(logging.INFO)  # Prefect forwards it (extra_loggers in pyproject.toml)
+set_up()
