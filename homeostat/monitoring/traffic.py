@@ -21,6 +21,13 @@ from homeostat.tensors import unpack
 
 logger = logging.getLogger(__name__)
 
+SCHEMA_VERSION = 2
+"""PRAGMA user_version of the files that the server writes and that are understood here."""
+NEWEST_LABEL = (
+    "(SELECT l.labels FROM label l WHERE l.request_id = r.request_id AND l.model IN (r.model, '') "
+    "ORDER BY l.sequence DESC LIMIT 1)"
+)
+"""Of a request r: the labels that came last for its model, or for no model by name."""
 CHUNK = 500
 """Requests fetched by one statement; SQLite allows 999 parameters in its oldest builds."""
 
@@ -118,29 +125,26 @@ def read_rows(
     """Return a model's rows with start <= time < end, each with its newest label, if it has one.
 
     When there are more than max_rows, whole requests are drawn at random by `seed`, so that the
-    sample speaks for the window. A missing file or table means no rows. A request or label that
+    sample speaks for the window. A missing or empty file means no rows. A request or label that
     cannot be decoded is left out and named in `unreadable`. Raises DataInvalid when the file is
-    not a SQLite database, Unavailable when it is locked.
+    not a SQLite database, Unavailable when it is locked or of another schema.
     """
     if not traffic.is_file():
         return TrafficRows()
     where, values = "r.model = ? AND r.time >= ? AND r.time < ?", [model, unix_seconds(start), unix_seconds(end)]
     if version is not None:
         where, values = where + " AND r.version = ?", [*values, version]
+    if labelled_only:
+        where += f" AND {NEWEST_LABEL} IS NOT NULL"
     with open_snapshot(traffic) as connection:
-        tables = table_names(connection)
-        if "request" not in tables or (labelled_only and "label" not in tables):
+        if not has_tables(connection, traffic):
             return TrafficRows()
-        join = ("JOIN" if labelled_only else "LEFT JOIN") + " label l ON l.request_id = r.request_id"
-        source = f"request r {join}" if "label" in tables else "request r"
         index = connection.execute(
-            f"SELECT r.request_id, r.rows FROM {source} WHERE {where} ORDER BY r.time, r.request_id",  # noqa: S608
+            f"SELECT r.rowid, r.rows FROM request r WHERE {where} ORDER BY r.time, r.request_id",  # noqa: S608
             values,
         ).fetchall()
         found = sum(rows for _, rows in index if isinstance(rows, int) and rows > 0)
-        chosen = _sample(index, max_rows, seed)
-        labels = "l.labels" if "label" in tables else "NULL"
-        requests, unreadable = _decode_all(_fetch(connection, source, labels, chosen))
+        requests, unreadable = _decode_all(_fetch(connection, _sample(index, max_rows, seed)))
     requests, odd = _same_signature(requests)
     rows = _stack(requests, found, (*unreadable, *odd))
     if rows.unreadable:
@@ -168,28 +172,36 @@ def open_snapshot(traffic: Path) -> Iterator[sqlite3.Connection]:
         ) from error
 
 
-def table_names(connection: sqlite3.Connection) -> set[str]:
-    """Return the names of the tables: the server makes them with the first request, and with the first label."""
-    return {row[0] for row in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+def has_tables(connection: sqlite3.Connection, traffic: Path) -> bool:
+    """Return whether the server has made its tables; raises Unavailable when they are of another schema."""
+    (version,) = connection.execute("PRAGMA user_version").fetchone()
+    if version == SCHEMA_VERSION:
+        return True
+    if version == 0 and not connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'request'").fetchone():
+        return False
+    raise Unavailable(
+        f"captured traffic {traffic} has schema {version}, not {SCHEMA_VERSION}; "
+        "the model server brings an older one up to date when it starts"
+    )
 
 
-def _sample(index: Sequence[tuple[str, Any]], max_rows: int, seed: int) -> list[str]:
-    """Return request ids whose rows add up to at least max_rows (all, when there are fewer), in the index's order."""
+def _sample(index: Sequence[tuple[int, Any]], max_rows: int, seed: int) -> list[int]:
+    """Return rowids whose rows add up to at least max_rows (all, when there are fewer), in the index's order."""
     sizes = np.array([rows if isinstance(rows, int) and rows > 0 else 1 for _, rows in index], dtype=np.int64)
     if sizes.sum() <= max_rows:
-        return [request_id for request_id, _ in index]
+        return [rowid for rowid, _ in index]
     order = np.random.default_rng(seed).permutation(len(index))
     enough = int(np.searchsorted(np.cumsum(sizes[order]), max_rows)) + 1
     return [index[position][0] for position in np.sort(order[:enough])]
 
 
-def _fetch(connection: sqlite3.Connection, source: str, labels: str, ids: Sequence[str]) -> Iterator[tuple[Any, ...]]:
-    for first in range(0, len(ids), CHUNK):
-        chunk = ids[first : first + CHUNK]
+def _fetch(connection: sqlite3.Connection, rowids: Sequence[int]) -> Iterator[tuple[Any, ...]]:
+    for first in range(0, len(rowids), CHUNK):
+        chunk = rowids[first : first + CHUNK]
         marks = ", ".join("?" * len(chunk))
         yield from connection.execute(
             "SELECT r.request_id, r.time, r.version, r.entity_id, r.rows, r.inputs, r.outputs, r.milliseconds, "  # noqa: S608
-            f"{labels} FROM {source} WHERE r.request_id IN ({marks}) ORDER BY r.time, r.request_id",
+            f"{NEWEST_LABEL} FROM request r WHERE r.rowid IN ({marks}) ORDER BY r.time, r.request_id",
             chunk,
         )
 
@@ -241,8 +253,10 @@ def _tensors(blob: Any, rows: Any) -> dict[str, Array]:
 def read_labels(text: str, rows: int) -> Array:
     """Return the labels [rows] of one request, NaN where there is none; raises ValueError or TypeError."""
     given = json.loads(text)
-    if not isinstance(given, list) or len(given) != rows:
-        raise ValueError(f"not a list of {rows} numbers")
+    if not isinstance(given, list):
+        raise ValueError("not a list")
+    if len(given) != rows:
+        raise ValueError(f"{len(given)} of them for a request of {rows} rows")
     labels = np.array([np.nan if value is None else float(value) for value in given])
     return np.where(np.isfinite(labels), labels, np.nan)
 

@@ -13,11 +13,12 @@ import numpy as np
 
 from homeostat.dataset import Array, Dataset
 from homeostat.monitoring.traffic import (
+    NEWEST_LABEL,
     TrafficRows,
+    has_tables,
     open_snapshot,
     read_labels,
     read_rows,
-    table_names,
     unix_seconds,
 )
 from homeostat.records import Window
@@ -106,19 +107,20 @@ def labelled_traffic(
 
 
 def count_labelled(traffic: Path, model: str, since: datetime) -> int:
-    """Return how many rows answered since a time, by any version, have a label; 0 without a file or table."""
+    """Return how many rows answered since a time, by any version, have a label; 0 without a file."""
     if not traffic.is_file():
         return 0
     with open_snapshot(traffic) as connection:
-        if not {"request", "label"} <= table_names(connection):
+        if not has_tables(connection, traffic):
             return 0
         found = connection.execute(
-            "SELECT r.rows, l.labels FROM request r JOIN label l ON l.request_id = r.request_id "
-            "WHERE r.model = ? AND r.time >= ?",
+            f"SELECT r.rows, {NEWEST_LABEL} FROM request r WHERE r.model = ? AND r.time >= ?",  # noqa: S608
             (model, unix_seconds(since)),
         ).fetchall()
     count = 0
     for rows, text in found:
+        if text is None:
+            continue
         try:
             count += int(np.isfinite(read_labels(text, rows)).sum())
         except (ValueError, TypeError):

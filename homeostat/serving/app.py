@@ -140,10 +140,10 @@ class App:
     async def _feedback(self, scope: Scope, receive: Receive, send: Send) -> None:
         encoding = dict(scope["headers"]).get(b"content-encoding")
         value = protocol.parse_json(await self._body(scope, receive, encoding))
-        if value.keys() not in ({"items"}, {"id", "labels"}) or not isinstance(value.get("items", []), list):
-            raise RequestInvalid('body: must be {"id": "...", "labels": [...]} or {"items": [those]}')
-        accepted = self._plane.feedback(value.get("items", [value]))
-        await self._json(send, 202, {"accepted": accepted})
+        items = value["items"] if value.keys() == {"items"} else [value]
+        if not isinstance(items, list):
+            raise RequestInvalid('items: must be a list of {"id": "...", "labels": [...]}')
+        await self._json(send, 202, self._plane.feedback(items))
 
     async def _server(self, _: Route, send: Send) -> None:
         await self._json(send, 200, protocol.SERVER)

@@ -1,40 +1,70 @@
 """The capture writer: a process of its own that takes frames from stdin into SQLite and leaves when they end.
 
-Standard library alone, so that it starts in a moment and stays small. A frame is `<IBIII`:
+No library beyond Python's own, so that it starts in a moment and stays small. A frame is `<IBIII`:
 length of what follows the length, kind, and the lengths of its three parts (JSON, inputs,
-outputs). Every commit is acknowledged on stdout with the number of frames committed so far
-(uint64 LE). Ctrl-C and SIGTERM are not for it: the end of its input is.
+outputs). Every commit is acknowledged on stdout with two numbers (uint64 LE): the frames
+committed so far, and how many of them were a second use of a request id. Ctrl-C and SIGTERM
+are not for it: the end of its input is.
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import os
 import signal
 import sqlite3
 import struct
 import sys
+import time
 from collections.abc import Iterator
+
+from homeostat.serving.jsonlog import log_to_stderr
 
 REQUEST, LABELS = 1, 2
 HEAD = struct.Struct("<IBIII")
-ACK = struct.Struct("<Q")
+ACK = struct.Struct("<QQ")
 READ_BYTES = 1 << 20
 
-SCHEMA = """
-CREATE TABLE IF NOT EXISTS request (
-  request_id TEXT PRIMARY KEY, time REAL, model TEXT, version INTEGER, sha256 TEXT, entity_id TEXT,
-  rows INTEGER, inputs BLOB, outputs BLOB, milliseconds REAL
-);
-CREATE INDEX IF NOT EXISTS request_time ON request (model, time);
-CREATE TABLE IF NOT EXISTS label (request_id TEXT PRIMARY KEY, time REAL, labels TEXT);
-"""
-INSERT_REQUEST = "INSERT OR IGNORE INTO request VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
-UPSERT_LABEL = (
-    "INSERT INTO label VALUES (?, ?, ?) ON CONFLICT (request_id) DO UPDATE "
-    "SET time = excluded.time, labels = excluded.labels"
+log = logging.getLogger(__name__)
+
+SCHEMA_VERSION = 2
+"""PRAGMA user_version of the file; the first schema, keyed by request id alone, left it at 0."""
+TABLES = (
+    """CREATE TABLE request (
+  request_id TEXT NOT NULL, time REAL, model TEXT NOT NULL, version INTEGER, sha256 TEXT, entity_id TEXT,
+  rows INTEGER, inputs BLOB, outputs BLOB, milliseconds REAL, PRIMARY KEY (model, request_id)
+)""",
+    "CREATE INDEX request_time ON request (model, time)",
+    # model is empty where the client named none; sequence is the order of arrival
+    """CREATE TABLE label (
+  sequence INTEGER PRIMARY KEY, request_id TEXT NOT NULL, model TEXT NOT NULL, time REAL, labels TEXT,
+  UNIQUE (request_id, model)
+)""",
 )
+FIRST_SCHEMA_ASIDE = (
+    "CREATE TABLE IF NOT EXISTS label (request_id TEXT PRIMARY KEY, time REAL, labels TEXT)",
+    "DROP INDEX IF EXISTS request_time",
+    "ALTER TABLE request RENAME TO request_1",
+    "ALTER TABLE label RENAME TO label_1",
+)
+FIRST_SCHEMA_INTO_THIS = (
+    "INSERT INTO request SELECT request_id, time, model, version, sha256, entity_id, rows, inputs, outputs, "
+    "milliseconds FROM request_1 ORDER BY time",
+    "INSERT INTO label (request_id, model, time, labels) "
+    "SELECT request_id, '', time, labels FROM label_1 ORDER BY time",
+    "DROP TABLE request_1",
+    "DROP TABLE label_1",
+)
+# One row changes when the request is new, and when it comes again because a writer died after its
+# commit (the same times, to the last bit); none changes at a second use of the id.
+INSERT_REQUEST = (
+    "INSERT INTO request VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (model, request_id) "
+    "DO UPDATE SET time = excluded.time "
+    "WHERE request.time IS excluded.time AND request.milliseconds IS excluded.milliseconds"
+)
+REPLACE_LABEL = "INSERT OR REPLACE INTO label (request_id, model, time, labels) VALUES (?, ?, ?, ?)"
 
 
 def frame(kind: int, text: bytes, inputs: bytes = b"", outputs: bytes = b"") -> bytes:
@@ -61,18 +91,55 @@ def frames(buffer: bytearray) -> Iterator[tuple[int, bytes, bytes, bytes]]:
 
 
 def connect(path: str) -> sqlite3.Connection:
-    """Open (or make) the file, readable by its owner alone."""
+    """Open (or make) the file, readable by its owner alone, and bring it to this schema."""
     os.umask(0o077)
     database = sqlite3.connect(path, timeout=30, isolation_level=None)
     database.execute("PRAGMA page_size = 8192")  # rows of a few kB: half the processor time of 4096
     database.execute("PRAGMA journal_mode = WAL")
     database.execute("PRAGMA synchronous = NORMAL")
-    database.executescript(SCHEMA)
+    try:
+        migrate(database, path)
+    except BaseException:
+        database.close()  # what was begun is undone
+        raise
     return database
 
 
-def store(database: sqlite3.Connection, batch: list[tuple[int, bytes, bytes, bytes]]) -> None:
-    """Write a batch in one transaction; a request id that is there already is kept as it is."""
+def migrate(database: sqlite3.Connection, path: str) -> None:
+    """Make the tables, or take over those of the first schema, in one transaction: all of it or nothing."""
+    start = time.monotonic()
+    database.execute("BEGIN IMMEDIATE")
+    (version,) = database.execute("PRAGMA user_version").fetchone()
+    if version not in (0, SCHEMA_VERSION):
+        raise ValueError(
+            f"{path} has schema {version}, written by another homeostat; this one writes {SCHEMA_VERSION}: "
+            "set HOMEOSTAT_TRAFFIC to another file, or serve with the other homeostat"
+        )
+    first = database.execute("SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = 'request'").fetchone()
+    if version == 0:
+        aside, taken_over = (FIRST_SCHEMA_ASIDE, FIRST_SCHEMA_INTO_THIS) if first else ((), ())
+        for statement in (*aside, *TABLES, *taken_over, f"PRAGMA user_version = {SCHEMA_VERSION}"):
+            database.execute(statement)
+    database.execute("COMMIT")
+    if version == 0 and first:
+        requests, labels = database.execute(
+            "SELECT (SELECT count(*) FROM request), (SELECT count(*) FROM label)"
+        ).fetchone()
+        log.warning(
+            "%s: %d requests and %d labels brought to schema %d in %.1f s",
+            path,
+            requests,
+            labels,
+            SCHEMA_VERSION,
+            time.monotonic() - start,
+        )
+
+
+def store(database: sqlite3.Connection, batch: list[tuple[int, bytes, bytes, bytes]]) -> int:
+    """Write a batch in one transaction; return how many requests used an id that their model has already.
+
+    The first request of an id stays as it is; the last labels of an id count.
+    """
     requests: list[tuple[object, ...]] = []
     labels: list[tuple[object, ...]] = []
     for kind, text, inputs, outputs in batch:
@@ -80,28 +147,30 @@ def store(database: sqlite3.Connection, batch: list[tuple[int, bytes, bytes, byt
         if kind == REQUEST:
             requests.append((*values[:7], inputs, outputs, values[7]))
         else:
-            labels.extend((request_id, time, json.dumps(numbers)) for request_id, time, numbers in values)
+            labels.extend((*key, json.dumps(numbers)) for *key, numbers in values)
     database.execute("BEGIN IMMEDIATE")
-    database.executemany(INSERT_REQUEST, requests)
-    database.executemany(UPSERT_LABEL, labels)
+    written = database.executemany(INSERT_REQUEST, requests).rowcount if requests else 0
+    database.executemany(REPLACE_LABEL, labels)
     database.execute("COMMIT")
+    return len(requests) - written
 
 
 def main(path: str) -> int:
     """Write until stdin ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    log_to_stderr()
     os.nice(5)  # answering comes first
     database = connect(path)
-    buffer, done = bytearray(), 0
+    buffer, done, duplicates = bytearray(), 0, 0
     while data := os.read(0, READ_BYTES):
         buffer += data
         batch = list(frames(buffer))
         if batch:
-            store(database, batch)
+            duplicates += store(database, batch)
             done += len(batch)
             with contextlib.suppress(BrokenPipeError):  # the server is gone; stdin may still hold its last frames
-                os.write(1, ACK.pack(done))
+                os.write(1, ACK.pack(done, duplicates))
     database.close()
     return 0
 

@@ -18,7 +18,7 @@ from homeostat.errors import RequestInvalid
 from homeostat.serving.capture import LABELS, REQUEST, frame
 from homeostat.serving.metrics import Metrics
 from homeostat.serving.recorder import Recorder
-from homeostat.serving.repository import ModelState, Repository
+from homeostat.serving.repository import MODEL_NAME, ModelState, Repository
 from homeostat.serving.served import Served
 from homeostat.tensors import pack
 
@@ -84,6 +84,16 @@ def _labels(values: object, where: str) -> list[float]:
         if type(value) not in (int, float) or not math.isfinite(value):
             raise RequestInvalid(f"{where}.labels[{place}]: {value!r:.40} is not a finite number")
     return values
+
+
+def _model(item: dict[str, Any], where: str) -> str:
+    """Return the model that an item names, empty where it names none."""
+    if "model" not in item:
+        return ""
+    model = item["model"]
+    if not isinstance(model, str) or not MODEL_NAME.fullmatch(model):
+        raise RequestInvalid(f"{where}.model: {model!r:.80} is no model name")
+    return model
 
 
 class DataPlane:
@@ -171,23 +181,26 @@ class DataPlane:
         )
         self.recorder.put(frame(REQUEST, text, pack(request.tensors), pack(outputs)))
 
-    def feedback(self, items: Sequence[Any]) -> int:
-        """Record labels, each item {"id", "labels"}; the last ones of an id count. Returns how many items.
+    def feedback(self, items: Sequence[Any]) -> dict[str, Any]:
+        """Take labels, each item {"id", "labels"} and perhaps "model"; the last ones of an id count.
 
-        Raises RequestInvalid before anything is recorded; NotServing when the buffer is full.
+        Returns what can be said before they are written: how many items were taken, and which of the
+        models they name are not known here. Raises RequestInvalid before anything is taken;
+        NotServing when the buffer is full.
         """
         if not 0 < len(items) <= MAX_ITEMS:
             raise RequestInvalid(f"items: {len(items)} of them; 1 to {MAX_ITEMS} in one request")
         now, checked, count = time.time(), [], 0
         for place, item in enumerate(items):
             where = f"items[{place}]"
-            if not isinstance(item, dict) or item.keys() != {"id", "labels"}:
-                raise RequestInvalid(f'{where}: must be {{"id": "...", "labels": [...]}} and nothing else')
+            if not isinstance(item, dict) or not {"id", "labels"} <= item.keys() <= {"id", "labels", "model"}:
+                raise RequestInvalid(f'{where}: must be {{"id": "...", "labels": [...]}}, and "model" if you like')
             labels = _labels(item["labels"], where)
             count += len(labels)
             if count > MAX_LABELS:
                 raise RequestInvalid(f"{where}: more than {MAX_LABELS} labels in one request; send several")
-            checked.append((check_id(item["id"], f"{where}.id"), now, labels))
+            checked.append((check_id(item["id"], f"{where}.id"), _model(item, where), now, labels))
         if not self.recorder.put(frame(LABELS, orjson.dumps(checked))):
             raise NotServing("the capture buffer is full, nothing was recorded; send the labels again in a second")
-        return len(checked)
+        unknown = sorted({model for _, model, *_ in checked if model} - self.repository.models.keys())
+        return {"accepted": len(checked)} | ({"unknown_models": unknown} if unknown else {})

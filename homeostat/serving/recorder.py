@@ -38,20 +38,22 @@ def _ready(descriptor: int, event: int, seconds: float) -> bool:
 class Recorder:
     """Takes frames from any thread; `put` never waits.
 
-    Counters: `captured` frames taken, `written` frames committed, `dropped` frames lost (buffer
-    full, writer dead again and again, or not flushed by the end), `restarts` of the writer.
+    Counters: `captured` frames offered, `written` frames committed, `duplicates` requests whose id
+    their model had already (not written), `dropped` frames lost (buffer full, writer dead again and
+    again, or not flushed by the end); after `close`, captured = written + duplicates + dropped.
+    `restarts` of the writer.
     """
 
     def __init__(self, path: Path, *, buffer_bytes: int = BUFFER_BYTES) -> None:
         self.path = path
-        self.captured = self.written = self.dropped = self.restarts = 0
+        self.captured = self.written = self.duplicates = self.dropped = self.restarts = 0
         self._limit = buffer_bytes
         self._lock = threading.Lock()
         self._waiting: deque[bytes] = deque()
         self._waiting_bytes = 0
         self._flight: deque[bytes] = deque()
         self._flight_bytes = 0
-        self._acknowledged = 0
+        self._acknowledged = self._repeated = 0
         self._deaths = 0
         self._writer: subprocess.Popen[bytes] | None = None
         self._acks = b""
@@ -73,12 +75,12 @@ class Recorder:
     def put(self, data: bytes) -> bool:
         """Take one frame, or count it as dropped when the buffer is full."""
         with self._lock:
+            self.captured += 1
             if self._waiting_bytes + len(data) > self._limit:
                 self.dropped += 1
                 return False
             self._waiting_bytes += len(data)
             self._waiting.append(data)
-            self.captured += 1
         return True
 
     def close(self, seconds: float = 5.0) -> None:
@@ -113,7 +115,7 @@ class Recorder:
         os.set_blocking(pipe, False)
         with contextlib.suppress(OSError):  # over the user's limit of pipe memory: smaller batches, no loss
             fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
-        self._acknowledged, self._acks = 0, b""
+        self._acknowledged, self._repeated, self._acks = 0, 0, b""
 
     def _feed(self) -> None:
         while not (self._closing.is_set() and self._finished()):
@@ -181,12 +183,13 @@ class Recorder:
             self._acks += data
             whole = len(self._acks) // ACK.size * ACK.size
             if whole:
-                (done,) = ACK.unpack_from(self._acks, whole - ACK.size)
+                done, repeated = ACK.unpack_from(self._acks, whole - ACK.size)
                 self._acks = self._acks[whole:]
                 for _ in range(done - self._acknowledged):
                     self._flight_bytes -= len(self._flight.popleft())
-                self.written += done - self._acknowledged
-                self._acknowledged, self._deaths = done, 0
+                self.written += done - self._acknowledged - (repeated - self._repeated)
+                self.duplicates += repeated - self._repeated
+                self._acknowledged, self._repeated, self._deaths = done, repeated, 0
 
     def _bury(self, error: OSError) -> None:
         """Clean up after a writer that died (or could not start); what it had not committed stays in flight."""

@@ -86,6 +86,7 @@ def _watch(metrics: Metrics, repository: Repository, recorder: Recorder) -> None
         return {
             "captured_total": recorder.captured,
             "capture_written_total": recorder.written,
+            "capture_duplicates_total": recorder.duplicates,
             "dropped_total": recorder.dropped,
             "capture_restarts_total": recorder.restarts,
             "control_store_up": float(not repository.problem),
@@ -143,4 +144,10 @@ def serve(settings: Settings) -> None:
         repository.close()
         plane.close()
         recorder.close()
-        log.info("stopped; %d captured, %d written, %d dropped", recorder.captured, recorder.written, recorder.dropped)
+        log.info(
+            "stopped; %d captured = %d written + %d duplicates + %d dropped",
+            recorder.captured,
+            recorder.written,
+            recorder.duplicates,
+            recorder.dropped,
+        )

@@ -153,7 +153,7 @@ def test_capture_labels_and_a_clean_end(served):
     served.process.send_signal(signal.SIGINT)
     assert served.process.wait(20) == 0
     assert [row[0] for row in served.captured()] == [answer["id"]]
-    assert [(row[0], row[2]) for row in served.captured("label")] == [(answer["id"], "[2.0]")]
+    assert [(row[1], row[4]) for row in served.captured("label")] == [(answer["id"], "[2.0]")]
 
 
 def test_kill_9_leaves_no_writer_and_a_restart_serves_the_last_verified_version(served):

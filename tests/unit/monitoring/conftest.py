@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sqlite3
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -13,14 +12,10 @@ import pandas as pd
 import pytest
 
 from homeostat.config import ProjectConfig
+from homeostat.serving.capture import INSERT_REQUEST, REPLACE_LABEL, connect
 from homeostat.tensors import pack
 
 NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
-SCHEMA = """
-CREATE TABLE request (request_id TEXT PRIMARY KEY, time REAL, model TEXT, version INTEGER, sha256 TEXT,
-  entity_id TEXT, rows INTEGER, inputs BLOB, outputs BLOB, milliseconds REAL);
-CREATE TABLE label (request_id TEXT PRIMARY KEY, time REAL, labels TEXT);
-"""
 
 
 class Capture:
@@ -28,31 +23,24 @@ class Capture:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.connection = sqlite3.connect(path)
-        self.connection.execute("PRAGMA journal_mode = WAL")
-        self.connection.executescript(SCHEMA)
+        self.connection = connect(str(path))
         self.count = 0
 
-    def answer(self, inputs, outputs, *, version=3, minutes_ago=10.0, entity="", milliseconds=2.0, model="toy") -> str:
+    def answer(
+        self, inputs, outputs, *, version=3, minutes_ago=10.0, entity="", milliseconds=2.0, model="toy", request_id=""
+    ) -> str:
         """Store one request of the given input rows and outputs."""
-        request_id = f"r{self.count:05d}"
+        request_id = request_id or f"r{self.count:05d}"
         self.count += 1
         time = (NOW - timedelta(minutes=minutes_ago)).timestamp()
         values = (request_id, time, model, version, "00", entity, len(inputs), pack({"x": inputs}))
-        self.connection.execute(
-            "INSERT INTO request VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-            (*values, pack({"output": outputs}), milliseconds),
-        )
-        self.connection.commit()
+        self.connection.execute(INSERT_REQUEST, (*values, pack({"output": outputs}), milliseconds))
         return request_id
 
-    def label(self, request_id: str, labels: object, *, text: str | None = None) -> None:
+    def label(self, request_id: str, labels: object, *, text: str | None = None, model: str = "") -> None:
         """Store a label; a later one replaces it."""
-        self.connection.execute(
-            "INSERT INTO label VALUES (?, ?, ?) ON CONFLICT (request_id) DO UPDATE SET labels = excluded.labels",
-            (request_id, NOW.timestamp(), json.dumps(labels) if text is None else text),
-        )
-        self.connection.commit()
+        text = json.dumps(labels) if text is None else text
+        self.connection.execute(REPLACE_LABEL, (request_id, model, NOW.timestamp(), text))
 
 
 @pytest.fixture

@@ -195,6 +195,15 @@ def test_impossible_labels_and_damaged_requests_are_said(config, capture, refere
     assert not seen.drifted
 
 
+def test_labels_of_the_wrong_length_are_named_in_the_report(config, capture, reference, tmp_path):
+    x, y = rows(100, 8)
+    send(capture, x, y)
+    capture.label("r00003", [0, 1])
+    seen = look(config, capture, reference, tmp_path)
+    assert (seen.window.rows, seen.window.labelled, seen.window.unreadable) == (100, 90, 1)
+    assert "- note: 1 unreadable: r00003: labels: 2 of them for a request of 10 rows" in summary(seen)
+
+
 def test_a_regression_has_errors_and_a_numeric_prediction(capture, tmp_path):
     config = ProjectConfig(name="toy", project="toy:Toy", task="regression")
     model = graph(np.ones((3, 1)), last="Identity")

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 from homeostat.dataset import Dataset
-from homeostat.errors import DataInvalid
+from homeostat.errors import DataInvalid, Unavailable
 from homeostat.monitoring.traffic import read_rows
 from homeostat.monitoring.window import count_labelled, labelled_traffic, read_window
 
@@ -70,12 +70,38 @@ def test_a_file_that_is_not_there_or_has_no_tables_is_an_empty_window(tmp_path):
     assert len(read_rows(path, "toy", DAY_AGO, NOW, 100)) == 0
 
 
-def test_a_file_without_label_table_gives_rows_without_labels(capture):
+def test_a_file_of_another_schema_says_who_brings_it_up_to_date(capture):
     capture.answer(*one(1.0))
-    capture.connection.execute("DROP TABLE label")
-    capture.connection.commit()
-    assert read(capture).labelled.tolist() == [False]
-    assert len(read(capture, labelled_only=True)) == 0
+    for version in (0, 3):
+        capture.connection.execute(f"PRAGMA user_version = {version}")
+        with pytest.raises(Unavailable, match=f"schema {version}, not 2; .* when it starts"):
+            read(capture)
+        with pytest.raises(Unavailable, match=f"schema {version}"):
+            count_labelled(capture.path, "toy", DAY_AGO)
+
+
+def test_models_that_share_an_id_keep_their_requests_and_labels_apart(capture):
+    template = Dataset.from_arrays({"x": np.zeros((2, 2))}, np.arange(2, dtype=np.float32))
+    for model, value in (("toy", 1.0), ("other", 2.0)):
+        capture.answer(*one(value), model=model, request_id="visit-17")
+    capture.label("visit-17", [0.5])
+    for model, value in (("toy", 1.0), ("other", 2.0)):
+        rows = read_rows(capture.path, model, DAY_AGO, NOW, 100)
+        assert (rows.inputs["x"][:, 0].tolist(), rows.labels.tolist()) == ([value], [0.5])
+    capture.label("visit-17", [7.5], model="other")
+    assert read(capture).labels.tolist() == [0.5], "a label that names a model is its alone"
+    assert read_rows(capture.path, "other", DAY_AGO, NOW, 100).labels.tolist() == [7.5]
+    assert labelled_traffic(capture.path, "other", DAY_AGO, template).target.tolist() == [7.5]
+    assert count_labelled(capture.path, "toy", DAY_AGO) == 1
+    capture.label("visit-17", [8.5])
+    assert read_rows(capture.path, "other", DAY_AGO, NOW, 100).labels.tolist() == [8.5], "the newest counts"
+
+
+def test_a_label_may_come_before_its_request(capture):
+    capture.label("early", [1], model="toy")
+    assert len(read(capture)) == 0
+    capture.answer(*one(1.0), request_id="early")
+    assert read(capture).labels.tolist() == [1]
 
 
 def test_a_file_that_is_not_a_database_is_named(tmp_path):
@@ -185,8 +211,6 @@ def test_labelled_rows_are_counted_over_versions(capture, tmp_path):
     capture.label(capture.answer(*one(3.0), minutes_ago=60 * 25), [1])
     capture.answer(*one(4.0))
     assert count_labelled(capture.path, "toy", DAY_AGO) == 3
-    capture.connection.execute("DROP TABLE label")
-    assert count_labelled(capture.path, "toy", DAY_AGO) == 0
 
 
 def test_what_is_not_finite_in_the_projects_dtypes_is_left_out(capture, caplog):

@@ -11,6 +11,8 @@ import time
 import numpy as np
 import pytest
 
+from homeostat.monitoring import traffic
+from homeostat.serving import capture
 from homeostat.serving.capture import LABELS, REQUEST, connect, frame, frames, store
 from homeostat.serving.recorder import Recorder
 from homeostat.tensors import pack, unpack
@@ -18,17 +20,35 @@ from homeostat.tensors import pack, unpack
 INPUTS = pack({"x": np.arange(4, dtype="<f4").reshape(1, 4)})
 
 
-def request(name: str, when: float = 1.0) -> bytes:
-    return frame(REQUEST, json.dumps([name, when, "toy", 3, "sha", "e", 1, 0.5]).encode(), INPUTS, b"out")
+FIRST_SCHEMA = """
+CREATE TABLE IF NOT EXISTS request (
+  request_id TEXT PRIMARY KEY, time REAL, model TEXT, version INTEGER, sha256 TEXT, entity_id TEXT,
+  rows INTEGER, inputs BLOB, outputs BLOB, milliseconds REAL
+);
+CREATE INDEX IF NOT EXISTS request_time ON request (model, time);
+CREATE TABLE IF NOT EXISTS label (request_id TEXT PRIMARY KEY, time REAL, labels TEXT);
+"""
 
 
-def labels(name: str, *values: float, when: float = 1.0) -> bytes:
-    return frame(LABELS, json.dumps([[name, when, list(values)]]).encode())
+def request(name: str, when: float = 1.0, model: str = "toy") -> bytes:
+    return frame(REQUEST, json.dumps([name, when, model, 3, "sha", "e", 1, 0.5]).encode(), INPUTS, b"out")
+
+
+def labels(name: str, *values: float, when: float = 1.0, model: str = "") -> bytes:
+    return frame(LABELS, json.dumps([[name, model, when, list(values)]]).encode())
+
+
+def write(database: sqlite3.Connection, *data: bytes) -> int:
+    return store(database, list(frames(bytearray(b"".join(data)))))
 
 
 def table(path, name):
     with sqlite3.connect(path) as database:
-        return database.execute(f"SELECT * FROM {name} ORDER BY 1").fetchall()
+        return database.execute(f"SELECT * FROM {name} ORDER BY 1, rowid").fetchall()
+
+
+def counts(recorder):
+    return recorder.captured, recorder.written, recorder.duplicates, recorder.dropped
 
 
 @pytest.fixture
@@ -61,16 +81,94 @@ def test_frames_come_back_whatever_the_cuts():
         list(frames(bytearray(b"\xff" * 40)))
 
 
-def test_schema_and_corrections(tmp_path):
+def test_a_request_is_kept_once_for_each_model_and_a_second_use_of_its_id_is_counted(tmp_path):
     database = connect(str(tmp_path / "t.db"))
-    batch = request("a") + request("b") + request("a", when=9.0) + labels("a", 1) + labels("a", 2, when=2.0)
-    store(database, list(frames(bytearray(batch))))
+    assert write(database, request("a"), request("b"), request("a", when=9.0), request("a", model="other")) == 1
+    assert write(database, request("a", when=2.0), request("a", when=3.0, model="other"), request("c")) == 2
     rows = table(tmp_path / "t.db", "request")
-    assert [row[0] for row in rows] == ["a", "b"]
+    assert [(row[0], row[2], row[1]) for row in rows] == [
+        ("a", "toy", 1.0),
+        ("a", "other", 1.0),
+        ("b", "toy", 1.0),
+        ("c", "toy", 1.0),
+    ]
     assert rows[0] == ("a", 1.0, "toy", 3, "sha", "e", 1, INPUTS, b"out", 0.5), "the first of an id stays"
     np.testing.assert_array_equal(unpack(rows[0][7])["x"], [[0, 1, 2, 3]])
-    assert table(tmp_path / "t.db", "label") == [("a", 2.0, "[2]")]
     assert (tmp_path / "t.db").stat().st_mode & 0o077 == 0
+
+
+def test_what_is_sent_again_after_a_crash_is_no_second_use(tmp_path):
+    database = connect(str(tmp_path / "t.db"))
+    sent = request("a", when=1795637846.123457), request("b"), labels("a", 1)
+    assert [write(database, *sent) for _ in range(3)] == [0, 0, 0]
+    assert len(table(tmp_path / "t.db", "request")) == 2
+
+
+def test_the_last_labels_of_an_id_count_with_and_without_a_model(tmp_path):
+    database = connect(str(tmp_path / "t.db"))
+    write(database, labels("a", 1, when=9.0), labels("a", 5, model="toy"), labels("a", 2, when=2.0), labels("b", 7))
+    assert [row[1:] for row in table(tmp_path / "t.db", "label")] == [
+        ("a", "toy", 1.0, "[5]"),
+        ("a", "", 2.0, "[2]"),
+        ("b", "", 1.0, "[7]"),
+    ]
+
+
+def first_schema(path, *, complete: bool = True) -> None:
+    with sqlite3.connect(path) as database:
+        database.execute("PRAGMA journal_mode = WAL")
+        database.executescript(FIRST_SCHEMA)
+        for number in range(300):
+            row = (f"r{number}", float(number), "toy", 3, "sha", "e", 1, INPUTS, b"out", 0.5)
+            database.execute("INSERT INTO request VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", row)
+        database.execute("INSERT INTO label VALUES ('r1', 1.0, '[2.0]')")
+        if not complete:
+            database.execute("DROP TABLE label")
+            database.execute("DROP INDEX request_time")
+    database.close()
+
+
+@pytest.mark.parametrize("complete", [True, False])
+def test_the_first_schema_is_brought_up_to_date(tmp_path, complete, caplog):
+    path = tmp_path / "t.db"
+    first_schema(path, complete=complete)
+    before = table(path, "request")
+    database = connect(str(path))
+    assert f"{path}: 300 requests and {int(complete)} labels brought to schema 2" in caplog.text
+    assert table(path, "request") == before
+    assert [row[1:] for row in table(path, "label")] == [("r1", "", 1.0, "[2.0]")] * complete
+    assert write(database, request("r1", 9.0), request("r1", 9.0, "other"), labels("r1", 3)) == 1
+    database.close()
+    caplog.clear()
+    connect(str(path)).close()
+    assert caplog.text == "", "a second opening finds nothing to do"
+
+
+def test_a_migration_that_fails_changes_nothing(tmp_path, monkeypatch):
+    path = tmp_path / "t.db"
+    first_schema(path)
+    before = table(path, "request"), table(path, "label")
+    broken = (*capture.FIRST_SCHEMA_INTO_THIS, "INSERT INTO nowhere VALUES (1)")
+    with monkeypatch.context() as patched:
+        patched.setattr(capture, "FIRST_SCHEMA_INTO_THIS", broken)
+        with pytest.raises(sqlite3.OperationalError, match="nowhere"):
+            connect(str(path))
+    assert (table(path, "request"), table(path, "label")) == before
+    connect(str(path)).close()
+    assert table(path, "request") == before[0]
+
+
+def test_a_file_of_a_later_schema_is_refused(tmp_path):
+    path = str(tmp_path / "t.db")
+    database = connect(path)
+    database.execute("PRAGMA user_version = 3")
+    database.close()
+    with pytest.raises(ValueError, match=r"has schema 3.*HOMEOSTAT_TRAFFIC"):
+        connect(path)
+
+
+def test_reader_and_writer_agree_on_the_schema():
+    assert traffic.SCHEMA_VERSION == capture.SCHEMA_VERSION
 
 
 def test_everything_is_written_by_the_end(recorder):
@@ -79,8 +177,8 @@ def test_everything_is_written_by_the_end(recorder):
     recorder.put(labels("00001", 1, 2))
     recorder.close()
     assert len(table(recorder.path, "request")) == 5000
-    assert table(recorder.path, "label") == [("00001", 1.0, "[1, 2]")]
-    assert (recorder.captured, recorder.written, recorder.dropped) == (5001, 5001, 0)
+    assert table(recorder.path, "label") == [(1, "00001", "", 1.0, "[1, 2]")]
+    assert counts(recorder) == (5001, 5001, 0, 0)
     assert recorder._writer.returncode == 0
 
 
@@ -94,17 +192,32 @@ def test_a_killed_writer_is_replaced_and_nothing_is_lost_or_double(recorder):
             wait_until(lambda before=before: recorder.restarts > before)
     recorder.close()
     assert [row[0] for row in table(recorder.path, "request")] == [f"{n:05}" for n in range(400)]
-    assert (recorder.dropped, recorder.restarts) == (0, 4)
+    assert (*counts(recorder), recorder.restarts) == (400, 400, 0, 0, 4)
+
+
+def test_second_uses_are_counted_apart_while_writers_die(recorder):
+    for number in range(300):
+        recorder.put(request(f"{number % 100:05}", when=float(number)))
+        if number % 100 == 50:
+            before = recorder.restarts
+            os.kill(recorder.pid, signal.SIGKILL)
+            wait_until(lambda before=before: recorder.restarts > before)
+            done = recorder.captured
+            wait_until(lambda done=done: recorder.written + recorder.duplicates >= done)
+    recorder.close()
+    assert [row[1] for row in table(recorder.path, "request")] == [float(n) for n in range(100)]
+    assert (*counts(recorder), recorder.restarts) == (300, 100, 200, 0, 3)
 
 
 def test_a_full_buffer_counts_its_drops(tmp_path):
     recorder = Recorder(tmp_path / "t.db", buffer_bytes=len(request("0")) * 3)
     taken = [recorder.put(request(str(number))) for number in range(5)]
     assert taken == [True] * 3 + [False] * 2
-    assert (recorder.captured, recorder.dropped) == (3, 2)
+    assert (recorder.captured, recorder.dropped) == (5, 2)
     recorder.start()
     recorder.close()
     assert [row[0] for row in table(recorder.path, "request")] == ["0", "1", "2"]
+    assert counts(recorder) == (5, 3, 0, 2)
 
 
 def test_a_writer_that_cannot_write_is_given_up_with_a_count(tmp_path):
@@ -114,7 +227,7 @@ def test_a_writer_that_cannot_write_is_given_up_with_a_count(tmp_path):
     recorder.put(request("a"))
     wait_until(lambda: recorder.dropped == 1, 20)
     recorder.close(0.5)
-    assert (recorder.written, recorder.dropped) == (0, 1)
+    assert counts(recorder) == (1, 0, 0, 1)
     assert recorder.restarts >= 2
 
 

@@ -336,9 +336,19 @@ def test_metadata_bodies(toy):
 def test_feedback_is_recorded(toy):
     assert toy.call("POST", "/v1/feedback", json={"id": "a-1", "labels": [1, 0.5]}).status_code == 202
     kind, items, _, _ = recorded(toy)
-    assert (kind, [(item[0], item[2]) for item in items]) == (2, [("a-1", [1, 0.5])])
+    assert (kind, [(item[0], item[1], item[3]) for item in items]) == (2, [("a-1", "", [1, 0.5])])
     several = {"items": [{"id": "a", "labels": [1]}, {"id": "b", "labels": [2]}]}
     assert toy.call("POST", "/v1/feedback", json=several).json() == {"accepted": 2}
+
+
+def test_feedback_may_name_its_model_and_is_told_of_one_that_is_not_here(toy):
+    one = {"id": "a", "labels": [1], "model": "toy"}
+    assert toy.call("POST", "/v1/feedback", json=one).json() == {"accepted": 1}
+    assert [item[:2] for item in recorded(toy)[1]] == [["a", "toy"]]
+    several = {"items": [one, {**one, "model": "tyo"}, {"id": "b", "labels": [1]}, {**one, "model": "pear"}]}
+    answer = toy.call("POST", "/v1/feedback", json=several)
+    assert (answer.status_code, answer.json()) == (202, {"accepted": 4, "unknown_models": ["pear", "tyo"]})
+    assert len(recorded(toy)[1]) == 4, "labels may come before their model does"
 
 
 @pytest.mark.parametrize(
@@ -355,6 +365,11 @@ def test_feedback_is_recorded(toy):
         {"id": "", "labels": [1]},
         {"id": 3, "labels": [1]},
         {"id": "a", "labels": [1], "more": 1},
+        {"id": "a", "labels": [1], "model": None},
+        {"id": "a", "labels": [1], "model": ""},
+        {"id": "a", "labels": [1], "model": "../a"},
+        {"id": "a", "labels": [1], "items": []},
+        {"items": [{"id": "a", "labels": [1]}], "model": "toy"},
         {"items": []},
         {"items": {}},
         {"items": None},
