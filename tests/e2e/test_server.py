@@ -86,8 +86,8 @@ class Server:
             self.wait(lambda: self.get("/v2/models/toy/ready")[1].get("version") == str(version))
 
     def children(self) -> list[int]:
-        text = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text()
-        return [int(pid) for pid in text.split()]
+        tasks = Path(f"/proc/{self.process.pid}/task").iterdir()  # a child is its thread's
+        return [int(pid) for task in tasks for pid in (task / "children").read_text().split()]
 
     def captured(self, table: str = "request") -> list[tuple[Any, ...]]:
         with sqlite3.connect(self.home / "traffic.db") as database:

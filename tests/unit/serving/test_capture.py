@@ -167,6 +167,12 @@ def test_a_file_of_a_later_schema_is_refused(tmp_path):
         connect(path)
 
 
+def test_a_commit_is_synced(tmp_path):
+    database = connect(str(tmp_path / "t.db"))
+    found = [database.execute(f"PRAGMA {name}").fetchone()[0] for name in ("journal_mode", "synchronous")]
+    assert found == ["wal", 2]
+
+
 def test_reader_and_writer_agree_on_the_schema():
     assert traffic.SCHEMA_VERSION == capture.SCHEMA_VERSION
 
