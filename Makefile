@@ -20,7 +20,7 @@ $(BIN)/uv:
 	@$(PYTHON) -m venv $(VENV)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check "$$(grep -oE '^uv==[^ ]+' requirements/dev.txt)"
 
-$(STAMP): requirements/dev.txt pyproject.toml | $(BIN)/uv
+$(STAMP): requirements/dev.txt pyproject.toml hatch_build.py $(wildcard homeostat/serving/protos/*.proto) | $(BIN)/uv
 	@echo "installing the pinned packages into $(VENV) (about 3 GB; seconds when cached)"
 	@$(BIN)/uv pip install --quiet --python $(BIN)/python --require-hashes -r requirements/dev.txt
 	@$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation -e .
@@ -50,7 +50,7 @@ bench: $(STAMP) ## benchmarks, as ratios, side by side
 
 pins: | $(BIN)/uv ## compile requirements/*.txt anew from pyproject.toml
 	@$(COMPILE) --extra serve --output-file requirements/serve.txt
-	@$(COMPILE) --extra serve --extra train --extra monitor --extra flows --group dev --output-file requirements/dev.txt
+	@$(COMPILE) --extra serve --extra grpc --extra train --extra monitor --extra flows --group dev --output-file requirements/dev.txt
 
 clean: ## remove what the commands made: state, caches, virtual environment
 	rm -rf $(VENV) var dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache *.egg-info

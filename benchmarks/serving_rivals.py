@@ -80,6 +80,7 @@ def _ours(folder: Path, workload: Workload, port: int) -> tuple[list[str], dict[
     settings = {
         "HOMEOSTAT_HOME": str(home),
         "HOMEOSTAT_PORT": str(port),
+        "HOMEOSTAT_GRPC_PORT": "0",
         "HOMEOSTAT_CONTROL_URL": "",
         "HOMEOSTAT_TRAFFIC": "",
     }

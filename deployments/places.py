@@ -16,11 +16,12 @@ HOST = "127.0.0.1"
 
 @dataclass(frozen=True)
 class Ports:
-    """One port for each server, all on loopback."""
+    """One port for each server, and a second one for the model server's gRPC; all on loopback."""
 
     prefect: int
     mlflow: int
     server: int
+    grpc: int
 
     @property
     def urls(self) -> dict[str, str]:
@@ -36,6 +37,7 @@ _VARIABLES = {
     "prefect": ("HOMEOSTAT_PREFECT_PORT", 4200),
     "mlflow": ("HOMEOSTAT_MLFLOW_PORT", 5000),
     "server": ("HOMEOSTAT_PORT", 8080),
+    "grpc": ("HOMEOSTAT_GRPC_PORT", 8081),
 }
 
 
@@ -88,6 +90,7 @@ def environment(ports: Ports, settings: Settings) -> dict[str, str]:
         "HOMEOSTAT_MLFLOW_URL": urls["mlflow"],
         "HOMEOSTAT_SERVER_URL": urls["server"],
         "HOMEOSTAT_PORT": str(ports.server),
+        "HOMEOSTAT_GRPC_PORT": str(ports.grpc),
         "PREFECT_HOME": str(settings.home / "prefect"),
         "PREFECT_PROFILES_PATH": str(settings.home / "prefect" / "profiles.toml"),
         "PREFECT_API_URL": f"{urls['prefect']}/api",

@@ -126,7 +126,7 @@ def _no_orphans() -> Iterator[None]:
 def main() -> None:
     """Run Prefect, MLflow, the model server and a worker until Ctrl-C.
 
-    HOMEOSTAT_PREFECT_PORT, HOMEOSTAT_MLFLOW_PORT and HOMEOSTAT_PORT choose other ports.
+    HOMEOSTAT_PREFECT_PORT, HOMEOSTAT_MLFLOW_PORT, HOMEOSTAT_PORT and HOMEOSTAT_GRPC_PORT choose other ports.
     """
     try:
         settings = local_settings()

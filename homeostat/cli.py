@@ -106,7 +106,8 @@ def init(name: str, task: str) -> None:
 @main.command()
 @click.option("--host", help="address to bind to  [default: HOMEOSTAT_HOST or 127.0.0.1]")
 @click.option("--port", type=click.IntRange(0, 65535), help="REST port  [default: HOMEOSTAT_PORT or 8080]")
-def serve(host: str | None, port: int | None) -> None:
+@click.option("--grpc-port", type=click.IntRange(0, 65535), help="gRPC port  [default: HOMEOSTAT_GRPC_PORT or 8081]")
+def serve(host: str | None, port: int | None, grpc_port: int | None) -> None:
     """Run the model server until it is stopped."""
     from homeostat.settings import load_settings
 
@@ -115,8 +116,8 @@ def serve(host: str | None, port: int | None) -> None:
     except ModuleNotFoundError as error:
         raise ConfigError(f"the model server needs {error.name}: pip install 'homeostat[serve]'") from error
 
-    given = {name: value for name, value in (("host", host), ("port", port)) if value is not None}
-    run_server(load_settings(**given))
+    given = {"host": host, "port": port, "grpc_port": grpc_port}
+    run_server(load_settings(**{name: value for name, value in given.items() if value is not None}))
 
 
 # -- looking -------------------------------------------------------------------------------------

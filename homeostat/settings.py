@@ -33,6 +33,7 @@ class Settings(BaseSettings):
     server_url: str = Field(default="http://127.0.0.1:8080", description="where the model server answers")
     host: str = Field(default="127.0.0.1", description="address that the model server binds to")
     port: int = Field(default=8080, ge=0, le=65535, description="REST port of the model server")
+    grpc_port: int = Field(default=8081, ge=0, le=65535, description="gRPC port of the model server")
 
     @model_validator(mode="before")
     @classmethod

@@ -16,11 +16,21 @@ from homeostat.bundle import build, load_key
 from homeostat.config import ProjectConfig, ServeConfig
 from homeostat.contract import ColumnSpec, Contract, TensorSpec
 from homeostat.errors import ControlUnavailable
-from homeostat.records import BundleRef, Lineage, Rollout
+from homeostat.records import BundleRef, Lineage, Rollout, Task
 
 LINEAGE = Lineage("pipeline", "d" * 64, "c" * 64, "r" * 64, "0" * 40)
 WIDTH = 4
-ONNX_TYPES = {"float32": TensorProto.FLOAT, "int64": TensorProto.INT64, "float16": TensorProto.FLOAT16}
+ONNX_TYPES = {
+    "float32": TensorProto.FLOAT,
+    "float64": TensorProto.DOUBLE,
+    "float16": TensorProto.FLOAT16,
+    "bool": TensorProto.BOOL,
+    **{
+        f"{sign}int{bits}": getattr(TensorProto, f"{sign}int{bits}".upper())
+        for sign in ("", "u")
+        for bits in (8, 16, 32, 64)
+    },
+}
 
 
 def graph_bytes(
@@ -58,6 +68,31 @@ def two_inputs() -> bytes:
     )
 
 
+def identity(dtypes: Sequence[str] = tuple(ONNX_TYPES)) -> bytes:
+    """An input [n, 2] for each dtype, named like it -> the same as `out_<dtype>`."""
+    nodes = [helper.make_node("Identity", [name], [f"out_{name}"]) for name in dtypes]
+    values = [[helper.make_tensor_value_info(f"{p}{d}", ONNX_TYPES[d], ["n", 2]) for d in dtypes] for p in ("", "out_")]
+    return graph_bytes(nodes, *values)
+
+
+def sigmoid() -> bytes:
+    """x [n, 1] float32 -> chance [n, 1] = 1 / (1 + exp(-x))."""
+    return graph_bytes(
+        [helper.make_node("Sigmoid", ["x"], ["chance"])],
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 1])],
+        [helper.make_tensor_value_info("chance", TensorProto.FLOAT, ["n", 1])],
+    )
+
+
+def softmax() -> bytes:
+    """x [n, 3] float32 -> scores [n, 3], which sum to 1."""
+    return graph_bytes(
+        [helper.make_node("Softmax", ["x"], ["scores"])],
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 3])],
+        [helper.make_tensor_value_info("scores", TensorProto.FLOAT, ["n", 3])],
+    )
+
+
 def contract_of(onnx_bytes: bytes, low: float = -10.0, high: float = 10.0) -> Contract:
     graph = onnx.load_from_string(onnx_bytes).graph
     names = {code: name for name, code in ONNX_TYPES.items()}
@@ -77,7 +112,7 @@ def rows_of(contract: Contract, rows: int = 3) -> dict[str, np.ndarray]:
     return {
         spec.name: rng.uniform(-1, 1, (rows, *spec.shape)).astype(spec.dtype)
         if np.dtype(spec.dtype).kind == "f"
-        else rng.integers(0, 5, (rows, *spec.shape)).astype(spec.dtype)
+        else rng.integers(0, 2 if spec.dtype == "bool" else 5, (rows, *spec.shape)).astype(spec.dtype)
         for spec in contract.inputs
     }
 
@@ -89,12 +124,18 @@ def npz(**arrays: np.ndarray) -> bytes:
 
 
 def make_bundle(
-    home: Path, version: int = 1, model: str = "toy", onnx_bytes: bytes | None = None, **serve: Any
+    home: Path,
+    version: int = 1,
+    model: str = "toy",
+    onnx_bytes: bytes | None = None,
+    task: Task = "regression",
+    classes: tuple[str, ...] = (),
+    **serve: Any,
 ) -> BundleRef:
     """A signed bundle in HOME/bundles; by default version v answers v * sum(x)."""
     graph = linear(float(version)) if onnx_bytes is None else onnx_bytes
     contract = contract_of(graph)
-    config = ProjectConfig(name=model, project="a.b:C", task="regression", serve=ServeConfig(**serve))
+    config = ProjectConfig(name=model, project="a.b:C", task=task, serve=ServeConfig(**serve))
     return build(
         model,
         version,
@@ -107,6 +148,7 @@ def make_bundle(
         rows_of(contract),
         load_key(home),
         f"file://{home}/bundles",
+        classes,
     )
 
 

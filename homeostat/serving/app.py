@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import orjson
 
 from homeostat.errors import RequestInvalid
-from homeostat.serving import metrics, protocol
+from homeostat.serving import metrics, operations, protocol, tensorflow_rest
 from homeostat.serving.dataplane import DataPlane
 
 log = logging.getLogger(__name__)
@@ -37,10 +37,11 @@ FIXED = {
     "/v2": Route("server"),
     "/v2/health/live": Route("alive"),
     "/v2/health/ready": Route("ready"),
+    "/v2/repository/index": Route("index"),
     "/v1/feedback": Route("feedback"),
     "/metrics": Route("metrics"),
 }
-POSTED = {"infer", "feedback"}
+POSTED = {"infer", "feedback", "index", "operate"}
 
 
 @lru_cache(maxsize=1024)
@@ -60,6 +61,8 @@ def route(path: str) -> Route | None:
             return Route("metadata", model, version)
         case ["", "v2", "models", model, "versions", version, ("ready" | "infer") as action]:
             return Route(action if action == "infer" else "model_ready", model, version)
+        case ["", "v2", "repository", "models", model, ("load" | "unload")]:
+            return Route("operate", model)
     return None
 
 
@@ -85,7 +88,11 @@ class App:
         """Answer one request."""
         if scope["type"] != "http":
             raise RuntimeError(f"the server speaks HTTP alone, not {scope['type']}")
+        found = None
         try:
+            if scope["path"].startswith(tensorflow_rest.PREFIX):
+                await self._tensorflow(scope, receive, send)
+                return
             found = route(scope["path"])
             if found is None:
                 raise RequestInvalid(f"no such path: {scope['path']!r:.200}; GET /v2 says what runs here", status=404)
@@ -94,6 +101,10 @@ class App:
                     await self._refuse(send, 405, f"{scope['method']:.20} is not for this path; use POST", b"POST")
                 elif found.action == "infer":
                     await self._infer(found, scope, receive, send)
+                elif found.action == "operate":
+                    operations.refuse_operation(found.model)
+                elif found.action == "index":
+                    await self._index(scope, receive, send)
                 else:
                     await self._feedback(scope, receive, send)
             elif scope["method"] in ("GET", "HEAD"):
@@ -144,6 +155,32 @@ class App:
         if not isinstance(items, list):
             raise RequestInvalid('items: must be a list of {"id": "...", "labels": [...]}')
         await self._json(send, 202, self._plane.feedback(items))
+
+    async def _index(self, scope: Scope, receive: Receive, send: Send) -> None:
+        body = await self._body(scope, receive, dict(scope["headers"]).get(b"content-encoding"))
+        ready = protocol.parse_json(body).get("ready") is True if body else False
+        await self._json(send, 200, operations.index(self._plane, ready=ready))
+
+    async def _tensorflow(self, scope: Scope, receive: Receive, send: Send) -> None:
+        found = tensorflow_rest.route(scope["path"])
+        if found is None:
+            raise RequestInvalid(f"no such path: {scope['path']!r:.200}; docs/serving.md lists them", status=404)
+        posted = found.action not in tensorflow_rest.READ
+        allowed = ("POST",) if posted else ("GET", "HEAD")
+        if scope["method"] not in allowed:
+            text = f"{scope['method']:.20} is not for this path; use {allowed[0]}"
+            await self._refuse(send, 405, text, ", ".join(allowed).encode())
+        elif posted:
+            headers = dict(scope["headers"])
+            body = await self._body(scope, receive, headers.get(b"content-encoding"))
+            try:
+                answer, request_id = await tensorflow_rest.infer(self._plane, found, body, headers)
+            except RequestInvalid as error:  # the data plane has counted it
+                await self._error(send, error.status, str(error))
+            else:
+                await self._write(send, 200, answer, protocol.JSON, [(b"x-request-id", request_id.encode())])
+        else:
+            await self._json(send, 200, tensorflow_rest.READ[found.action](self._plane, found))
 
     async def _server(self, _: Route, send: Send) -> None:
         await self._json(send, 200, protocol.SERVER)

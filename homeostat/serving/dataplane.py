@@ -6,7 +6,7 @@ import asyncio
 import math
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -72,6 +72,13 @@ def check_id(value: object, where: str) -> str:
     return value
 
 
+def check_entity(value: object, where: str) -> str:
+    """Return the name of an entity whose rows belong together; raises RequestInvalid when it is no short text."""
+    if not isinstance(value, str) or not 0 < len(value) <= MAX_ENTITY or not value.isprintable():
+        raise RequestInvalid(f"{where}: {value!r:.60} must be 1 to {MAX_ENTITY} printable characters")
+    return value
+
+
 def make_id() -> str:
     """Return 32 hex digits: the time, so that SQLite appends, then 64 random bits, so that none is guessed."""
     return f"{time.time_ns():016x}{os.urandom(8).hex()}"
@@ -132,6 +139,23 @@ class DataPlane:
             if str(served.ref.version) == version:
                 return served
         raise ModelNotFound(name, version, [str(served.ref.version) for served in state.answering()])
+
+    async def answer(self, find: Callable[[], Served], decode: Callable[[Served], InferRequest]) -> InferResponse:
+        """Find the version, read the request for it and infer; a refusal is counted once, wherever it comes from.
+
+        Raises RequestInvalid.
+        """
+        try:
+            served = find()
+        except RequestInvalid as error:
+            self.metrics.refuse(error.status)
+            raise
+        try:
+            request = decode(served)
+        except RequestInvalid as error:
+            served.metrics.refused(error.status)
+            raise
+        return await self.infer(served, request)
 
     async def infer(self, served: Served, request: InferRequest) -> InferResponse:
         """Check the tensors, run the graph, count and record; raises RequestInvalid."""

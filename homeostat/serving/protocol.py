@@ -13,7 +13,7 @@ import orjson
 from homeostat import __version__
 from homeostat.dataset import Array
 from homeostat.errors import RequestInvalid
-from homeostat.serving.dataplane import MAX_ENTITY, InferRequest, InferResponse, check_id
+from homeostat.serving.dataplane import InferRequest, InferResponse, check_entity, check_id
 from homeostat.serving.repository import ModelState
 from homeostat.serving.served import Served
 from homeostat.tensors import MAX_RANK, MAX_TENSORS, datatype_of, dtype_of
@@ -87,7 +87,8 @@ def _flatten(data: list[Any], shape: tuple[int, ...], where: str) -> list[Any]:
     return level
 
 
-def _from_json(data: Any, dtype: np.dtype[Any], shape: tuple[int, ...], where: str) -> Array:
+def from_json(data: Any, dtype: np.dtype[Any], shape: tuple[int, ...], where: str) -> Array:
+    """Return JSON numbers, flat or nested as `shape` is, as an array; raises RequestInvalid when they do not fit."""
     if not isinstance(data, list):
         raise RequestInvalid(f"{where}.data: must be a list of numbers, not {type(data).__name__}")
     flat = _flatten(data, shape, where)
@@ -125,12 +126,6 @@ def _from_binary(
         return truths.reshape(shape)
     values: Array = np.frombuffer(body, dtype, prod(shape), at).reshape(shape)
     return values if values.flags.aligned else values.copy()
-
-
-def _entity(value: Any) -> str:
-    if not isinstance(value, str) or not 0 < len(value) <= MAX_ENTITY or not value.isprintable():
-        raise RequestInvalid(f"parameters.entity_id: {value!r:.60} must be 1 to {MAX_ENTITY} printable characters")
-    return value
 
 
 def _wanted(value: dict[str, Any], parameters: dict[str, Any]) -> Wanted:
@@ -178,7 +173,7 @@ def decode(body: bytes, header_length: str | None = None) -> tuple[InferRequest,
         if one["name"] in tensors:
             raise RequestInvalid(f"{where}: input {one['name']!r:.80} stands twice")
         if size is None:
-            tensors[one["name"]] = _from_json(one.get("data"), dtype, shape, where)
+            tensors[one["name"]] = from_json(one.get("data"), dtype, shape, where)
         else:
             tensors[one["name"]] = _from_binary(view, at, size, dtype, shape, where)
             at += size
@@ -188,7 +183,7 @@ def decode(body: bytes, header_length: str | None = None) -> tuple[InferRequest,
     request = InferRequest(
         tensors,
         id="" if given is None or given == "" else check_id(given, "id"),
-        entity_id=None if entity is None else _entity(entity),
+        entity_id=None if entity is None else check_entity(entity, "parameters.entity_id"),
     )
     return request, _wanted(value, parameters)
 

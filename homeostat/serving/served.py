@@ -12,7 +12,7 @@ from homeostat.bundle import Bundle
 from homeostat.contract import Contract, TensorSpec
 from homeostat.dataset import Array
 from homeostat.errors import BundleInvalid, RequestInvalid
-from homeostat.records import BundleRef
+from homeostat.records import BundleRef, Task
 from homeostat.serving.metrics import VersionMetrics
 from homeostat.serving.session import ORT_DTYPES, Session, time_rows
 from homeostat.tensors import datatype_of
@@ -46,6 +46,7 @@ class Served:
 
     ref: BundleRef
     contract: Contract
+    task: Task
     nan: str
     out_of_range: str
     max_rows: int
@@ -78,6 +79,7 @@ class Served:
         return cls(
             ref=bundle.ref,
             contract=bundle.contract,
+            task=bundle.manifest.task,
             nan=serve.nan,
             out_of_range=serve.out_of_range,
             max_rows=serve.max_rows,

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import gc
+import importlib.util
 import ipaddress
 import logging
 import os
@@ -16,9 +18,10 @@ import uvicorn
 
 from homeostat.bundle import load_public_key
 from homeostat.errors import ConfigError
-from homeostat.serving.app import App
+from homeostat.serving.app import MAX_BODY, App
 from homeostat.serving.dataplane import DataPlane
 from homeostat.serving.jsonlog import log_to_stderr
+from homeostat.serving.listener import GrpcListener
 from homeostat.serving.metrics import Metrics
 from homeostat.serving.recorder import Recorder
 from homeostat.serving.repository import Repository, Rows
@@ -36,6 +39,22 @@ class _Server(uvicorn.Server):  # type: ignore[misc]
     """uvicorn raises a signal again after it has drained; here a drained stop is a success, exit code 0."""
 
     should_exit: bool
+    grpc: GrpcListener | None = None
+    failure: BaseException | None = None
+    """Why the server ended by itself."""
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        if self.grpc is not None:
+            self.grpc.start().add_done_callback(self._started)
+
+    def _started(self, task: asyncio.Task[None]) -> None:
+        self.failure = task.exception()
+        self.should_exit = self.should_exit or self.failure is not None
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        drained = super().shutdown(sockets)
+        await (asyncio.gather(drained, self.grpc.stop(DRAIN_SECONDS)) if self.grpc else drained)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         del frame
@@ -44,8 +63,11 @@ class _Server(uvicorn.Server):  # type: ignore[misc]
         self.should_exit = True
 
 
-def _bind(host: str, port: int) -> socket.socket:
-    """Return a bound socket; raises ConfigError when the address is not loopback or the port is taken."""
+def _bind(host: str, port: int, variable: str, backlog: int = 0) -> socket.socket:
+    """Return a bound socket, which listens if there is a backlog.
+
+    Raises ConfigError when the address is not loopback or the port is taken.
+    """
     try:
         address = ipaddress.ip_address("127.0.0.1" if host == "localhost" else host)
     except ValueError as error:
@@ -60,14 +82,25 @@ def _bind(host: str, port: int) -> socket.socket:
     bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         bound.bind((str(address), port))
-        bound.listen(BACKLOG)
+        if backlog:
+            bound.listen(backlog)
     except OSError as error:
         bound.close()
         if error.errno not in (errno.EADDRINUSE, errno.EACCES):
             raise
         why = "is taken" if error.errno == errno.EADDRINUSE else "is not open to this user"
-        raise ConfigError(f"port {port} on {address} {why}; set HOMEOSTAT_PORT to another one") from error
+        raise ConfigError(f"port {port} on {address} {why}; set {variable} to another one") from error
     return bound
+
+
+def _bind_grpc(settings: Settings) -> socket.socket | None:
+    """Return the socket that keeps the gRPC port, or None when gRPC is not installed; raises ConfigError."""
+    if importlib.util.find_spec("grpc") is not None:
+        return _bind(settings.host, settings.grpc_port, "HOMEOSTAT_GRPC_PORT")
+    if "grpc_port" in settings.model_fields_set:
+        raise ConfigError("HOMEOSTAT_GRPC_PORT is set, but gRPC is not installed: pip install 'homeostat[serve,grpc]'")
+    log.info("gRPC is not installed, REST alone answers: pip install 'homeostat[serve,grpc]'")
+    return None
 
 
 def _connect(url: str) -> Rows:
@@ -105,7 +138,8 @@ def _watch(metrics: Metrics, repository: Repository, recorder: Recorder) -> None
 def serve(settings: Settings) -> None:
     """Serve until SIGTERM or SIGINT, then drain; raises ConfigError when it cannot bind."""
     log_to_stderr()
-    bound = _bind(settings.host, settings.port)
+    bound = _bind(settings.host, settings.port, "HOMEOSTAT_PORT", BACKLOG)
+    bound_grpc = _bind_grpc(settings)
     metrics = Metrics()
     recorder = Recorder(settings.traffic_path)
     repository = Repository(
@@ -132,6 +166,8 @@ def serve(settings: Settings) -> None:
         timeout_keep_alive=KEEP_ALIVE_SECONDS,
         timeout_graceful_shutdown=DRAIN_SECONDS,
     )
+    server = _Server(config)
+    server.grpc = GrpcListener(plane, bound_grpc, MAX_BODY) if bound_grpc else None
     recorder.start()
     repository.start()
     gc.collect()
@@ -139,7 +175,7 @@ def serve(settings: Settings) -> None:
     host, port = bound.getsockname()[:2]
     log.info("listening on http://%s:%d, process %d", host, port, os.getpid())
     try:
-        _Server(config).run(sockets=[bound])
+        server.run(sockets=[bound])
     finally:
         repository.close()
         plane.close()
@@ -151,3 +187,5 @@ def serve(settings: Settings) -> None:
             recorder.duplicates,
             recorder.dropped,
         )
+    if server.failure is not None:
+        raise server.failure

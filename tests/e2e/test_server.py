@@ -33,7 +33,13 @@ class Server:
     def __init__(self, home: Path, **environment: str) -> None:
         self.home, self.log = home, home / "server.log"
         home.mkdir(parents=True, exist_ok=True)
-        self.environment = {**os.environ, "HOMEOSTAT_HOME": str(home), "HOMEOSTAT_PORT": "0", **environment}
+        self.environment = {
+            **os.environ,
+            "HOMEOSTAT_HOME": str(home),
+            "HOMEOSTAT_PORT": "0",
+            "HOMEOSTAT_GRPC_PORT": "0",
+            **environment,
+        }
         self.control = ControlStore(f"sqlite:///{home}/control.db")
         self.start()
 

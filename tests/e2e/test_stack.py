@@ -31,6 +31,7 @@ class Started:
             "HOMEOSTAT_PREFECT_PORT": str(free_port()),
             "HOMEOSTAT_MLFLOW_PORT": str(free_port()),
             "HOMEOSTAT_PORT": str(free_port()),
+            "HOMEOSTAT_GRPC_PORT": str(free_port()),
             "COLUMNS": "80",
         }
         with self.log.open("wb") as log:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import socket
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,12 +13,14 @@ import httpx
 import pytest
 
 from homeostat.bundle import load_public_key
+from homeostat.records import BundleRef
 from homeostat.serving.app import App
 from homeostat.serving.dataplane import DataPlane
 from homeostat.serving.metrics import Metrics
 from homeostat.serving.recorder import Recorder
 from homeostat.serving.repository import Repository
-from tests.bundles import Store, make_bundle, two_inputs
+from tests.bundles import Store, identity, make_bundle, rollout, sigmoid, softmax, two_inputs
+from tests.grpc_client import GrpcClient, grpc_server
 
 
 @dataclass
@@ -28,6 +32,7 @@ class Plane:
     repository: Repository
     recorder: Recorder
     metrics: Metrics
+    plane: DataPlane
     app: App
 
     def call(self, method: str, path: str, **request: Any) -> httpx.Response:
@@ -50,9 +55,8 @@ def make_plane(home: Path, store: Store, max_body: int = 4096) -> Plane:
     metrics = Metrics()
     repository = Repository(lambda: store, lambda: load_public_key(home), home / "serving", metrics)
     recorder = Recorder(home / "traffic.db")
-    return Plane(
-        home, store, repository, recorder, metrics, App(DataPlane(repository, recorder, metrics), max_body=max_body)
-    )
+    plane = DataPlane(repository, recorder, metrics)
+    return Plane(home, store, repository, recorder, metrics, plane, App(plane, max_body=max_body))
 
 
 @pytest.fixture
@@ -70,3 +74,41 @@ def toy(tmp_path_factory: pytest.TempPathFactory) -> Plane:
     made.store.promote(make_bundle(home, model="pair", onnx_bytes=two_inputs(), out_of_range="reject"))
     made.repository.poll()
     return made
+
+
+def promote(plane: Plane, *refs: BundleRef, challenger: BundleRef | None = None) -> None:
+    """Make the last of these versions champion and the one before it previous, without their preflight."""
+    for ref in (*refs, challenger):
+        if ref is not None:
+            plane.repository._memory.add(ref, batch_invariant=True)
+    previous = refs[-2] if len(refs) > 1 else None
+    plane.store.put(rollout(refs[-1], len(refs), previous, challenger, refs[-1].model))
+
+
+@pytest.fixture(scope="session")
+def zoo(tmp_path_factory: pytest.TempPathFactory) -> Plane:
+    """Models of every kind: `toy` v2 (with v1 before it and v3 as challenger), `pair`, `kinds`, `flowers`, `coin`."""
+    home = tmp_path_factory.mktemp("zoo")
+    made = make_plane(home, Store(), max_body=64 * 1024)
+    one, two, three = (make_bundle(home, version, max_rows=8) for version in (1, 2, 3))
+    promote(made, one, two, challenger=three)
+    promote(made, make_bundle(home, model="pair", onnx_bytes=two_inputs()))
+    promote(made, make_bundle(home, model="kinds", onnx_bytes=identity(), out_of_range="accept"))
+    names = ("iris", "rose", "tulip")
+    promote(made, make_bundle(home, model="flowers", onnx_bytes=softmax(), task="classification", classes=names))
+    promote(made, make_bundle(home, model="coin", onnx_bytes=sigmoid(), task="classification"))
+    made.repository.poll()
+    assert not [state.problem for state in made.repository.models.values() if state.problem]
+    return made
+
+
+@pytest.fixture(scope="session")
+def client(zoo: Plane) -> Iterator[GrpcClient]:
+    """A gRPC client of the zoo."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    with grpc_server(zoo.plane, port, max_message=64 * 1024):
+        made = GrpcClient(port)
+        yield made
+        made.close()

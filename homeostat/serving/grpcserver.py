@@ -1,0 +1,106 @@
+"""The gRPC server: both protocols' services in the event loop of the REST server, over the same data plane."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any
+
+os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # its C library writes lines that are no JSON to stderr
+os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")  # the server forks only to execute
+
+import grpc
+import grpc.aio
+from google.protobuf.message import DecodeError
+
+from homeostat.errors import RequestInvalid
+from homeostat.serving import inference_grpc, tensorflow_grpc
+from homeostat.serving.dataplane import DataPlane
+from homeostat.serving.protos import message, service
+
+log = logging.getLogger(__name__)
+
+MAX_CALLS = 1024
+"""Calls at once; more are answered RESOURCE_EXHAUSTED."""
+CODES = {
+    400: grpc.StatusCode.INVALID_ARGUMENT,
+    403: grpc.StatusCode.PERMISSION_DENIED,
+    404: grpc.StatusCode.NOT_FOUND,
+    413: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    501: grpc.StatusCode.UNIMPLEMENTED,
+    503: grpc.StatusCode.UNAVAILABLE,
+}
+"""HTTP status of an error -> gRPC status code."""
+
+Method = Callable[[Any, Any], Awaitable[Any]]
+
+
+def _answer(plane: DataPlane, kind: Any, method: Method, *, counts: bool) -> Callable[[bytes, Any], Awaitable[bytes]]:
+    """Return the handler of one method: bytes in, bytes out, errors as status codes.
+
+    counts: whether the method counts its own refusals, by version.
+    """
+
+    async def answer(data: bytes, context: Any) -> bytes:
+        try:
+            request = kind.FromString(data)
+        except DecodeError:
+            plane.metrics.refuse(400)
+            await context.abort(CODES[400], f"the bytes are no {kind.DESCRIPTOR.full_name}")
+        try:
+            encoded: bytes = (await method(request, context)).SerializeToString()
+            return encoded
+        except RequestInvalid as error:
+            if not counts:
+                plane.metrics.refuse(error.status)
+            await context.abort(CODES[error.status], str(error))
+        except asyncio.CancelledError:  # the client left, or its deadline passed
+            plane.metrics.refuse(499)
+            raise
+        except Exception as error:
+            plane.metrics.refuse(500)
+            log.exception("%s failed", kind.DESCRIPTOR.full_name)
+            text = f"{type(error).__name__} while answering; the server's log says where"
+            await context.abort(grpc.StatusCode.INTERNAL, text)
+        raise AssertionError("abort raises")
+
+    return answer
+
+
+def _handler(plane: DataPlane, name: str, methods: Mapping[str, Method], counting: frozenset[str]) -> Any:
+    handlers = {}
+    for method in service(name).methods:
+        kind = message(method.input_type.full_name)
+        answer = _answer(plane, kind, methods[method.name], counts=method.name in counting)
+        handlers[method.name] = grpc.unary_unary_rpc_method_handler(answer)
+    return grpc.method_handlers_generic_handler(name, handlers)
+
+
+async def start(plane: DataPlane, address: str, max_message: int) -> Any:
+    """Start a server of both protocols, and return it; raises RuntimeError when it cannot bind.
+
+    address: such as 127.0.0.1:8081. max_message: bytes of one request, also after decompression.
+    """
+    server = grpc.aio.server(
+        maximum_concurrent_rpcs=MAX_CALLS,
+        options=[
+            ("grpc.max_receive_message_length", max_message),
+            ("grpc.max_send_message_length", -1),
+            ("grpc.so_reuseport", 0),  # a second server on this port is a mistake
+        ],
+    )
+    inference = inference_grpc.InferenceService(plane)
+    prediction = tensorflow_grpc.PredictionService(plane)
+    models = tensorflow_grpc.ModelService(plane)
+    server.add_generic_rpc_handlers(
+        (
+            _handler(plane, inference_grpc.SERVICE, inference.methods, inference_grpc.INFERENCES),
+            _handler(plane, tensorflow_grpc.PREDICTION_SERVICE, prediction.methods, tensorflow_grpc.INFERENCES),
+            _handler(plane, tensorflow_grpc.MODEL_SERVICE, models.methods, frozenset()),
+        )
+    )
+    server.add_insecure_port(address)
+    await server.start()
+    return server

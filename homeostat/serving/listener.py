@@ -1,0 +1,56 @@
+"""Listens for gRPC beside REST: takes the port at once, and starts the server when its libraries are imported."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+from typing import Any
+
+from homeostat.errors import ConfigError
+from homeostat.serving.dataplane import DataPlane
+
+log = logging.getLogger(__name__)
+
+
+class GrpcListener:
+    """A gRPC server on a port that is already bound.
+
+    Importing grpc takes a good part of what starting REST takes: it is done in a thread while
+    REST answers. The bound socket, which does not listen, keeps the port until then.
+    """
+
+    def __init__(self, plane: DataPlane, bound: socket.socket, max_message: int) -> None:
+        self._plane, self._bound, self._max_message = plane, bound, max_message
+        self._server: Any = None
+        self._task: asyncio.Task[None] | None = None
+
+    def start(self) -> asyncio.Task[None]:
+        """Begin to start in the running event loop; the task raises ConfigError when the port was taken meanwhile."""
+        self._task = asyncio.create_task(self._start())
+        return self._task
+
+    async def _start(self) -> None:
+        host, port = self._bound.getsockname()[:2]
+        start = await asyncio.to_thread(_import)
+        address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        try:
+            self._server = await start(self._plane, address, self._max_message)
+        except RuntimeError as error:
+            raise ConfigError(f"port {port} on {host} is taken; set HOMEOSTAT_GRPC_PORT to another one") from error
+        finally:
+            self._bound.close()
+        log.info("gRPC answers on %s", address)
+
+    async def stop(self, seconds: float) -> None:
+        """Take no further calls, and wait for those in flight, at most `seconds`."""
+        if self._task is not None:
+            await asyncio.wait([self._task])
+        if self._server is not None:
+            await self._server.stop(seconds)
+
+
+def _import() -> Any:
+    from homeostat.serving import grpcserver
+
+    return grpcserver.start
