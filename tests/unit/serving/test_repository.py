@@ -15,7 +15,7 @@ from homeostat.bundle import _npz as npz_of
 from homeostat.bundle import load_public_key, open_bundle
 from homeostat.errors import BundleInvalid
 from homeostat.serving.preflight import preflight
-from tests.bundles import Store, contract_of, graph_bytes, linear, make_bundle, rollout
+from tests.bundles import Store, contract_of, graph_bytes, identity, linear, make_bundle, rollout
 from tests.unit.serving.conftest import make_plane
 
 BODY = {"inputs": [{"name": "x", "shape": [1, 4], "datatype": "FP32", "data": [1, 1, 1, 1]}]}
@@ -215,6 +215,14 @@ def test_preflight_reports(plane):
     report = preflight(bundle.onnx, bundle.golden, "here")
     assert report.batch_invariant
     assert 0 < report.seconds_one_row < 1
+
+
+def test_preflight_takes_every_dtype(plane):
+    bundle = _opened(plane.home, identity())
+    assert preflight(bundle.onnx, bundle.golden, "here").batch_invariant
+    golden = npz_of({"input:bool": np.ones((1, 2), bool), "output:out_bool": np.zeros((1, 2), bool)})
+    with pytest.raises(BundleInvalid, match="golden rows"):
+        preflight(identity(["bool"]), golden, "here")
 
 
 def test_preflight_refuses_another_graphs_answers(plane):
