@@ -93,6 +93,19 @@ def softmax() -> bytes:
     )
 
 
+def patients() -> bytes:
+    """The inputs of projects/diabetes: body [n, 3], sex [n, 1] int64, serum [n, 6] -> the sum of their means [n, 1]."""
+    means = [helper.make_node("ReduceMean", [name], [f"mean_{name}"], axes=[1]) for name in ("body", "serum")]
+    cast = helper.make_node("Cast", ["sex"], ["mean_sex"], to=TensorProto.FLOAT)
+    total = helper.make_node("Sum", ["mean_body", "mean_sex", "mean_serum"], ["output"])
+    kinds = {"body": (TensorProto.FLOAT, 3), "sex": (TensorProto.INT64, 1), "serum": (TensorProto.FLOAT, 6)}
+    return graph_bytes(
+        [*means, cast, total],
+        [helper.make_tensor_value_info(name, kind, ["n", width]) for name, (kind, width) in kinds.items()],
+        [helper.make_tensor_value_info("output", TensorProto.FLOAT, ["n", 1])],
+    )
+
+
 def contract_of(onnx_bytes: bytes, low: float = -10.0, high: float = 10.0) -> Contract:
     graph = onnx.load_from_string(onnx_bytes).graph
     names = {code: name for name, code in ONNX_TYPES.items()}

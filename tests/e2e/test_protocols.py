@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
+import shlex
 import signal
 import socket
 import subprocess
@@ -15,10 +18,12 @@ from pathlib import Path
 import grpc
 import numpy as np
 import pytest
+from google.protobuf import json_format
 from onnx import TensorProto, helper, numpy_helper
 
 from homeostat.control.store import ControlStore
-from tests.bundles import WIDTH, graph_bytes, identity, make_bundle, sigmoid
+from homeostat.serving.protos import POOL, message, service
+from tests.bundles import WIDTH, graph_bytes, identity, make_bundle, patients, sigmoid
 from tests.conftest import ROOT
 from tests.e2e.test_server import Server, start_and_fail
 from tests.grpc_client import INFERENCE, GrpcClient
@@ -100,6 +105,53 @@ def test_the_client_package_of_tensorflow_serving(models, client_folder) -> None
     )
     models.wait(lambda: models.get("/v2/models/coin/ready")[0] == 200)
     run_client(sys.executable, "serving_api.py", grpc_port(models), PYTHONPATH=str(place))
+
+
+def documented(command: str) -> list[list[str]]:
+    """The words of each example in docs/serving.md that calls `command`."""
+    blocks = re.findall(r"```sh\n(.*?)```", (ROOT / "docs" / "serving.md").read_text(), re.S)
+    commands = [one for block in blocks for one in re.split(r"^(?=curl |grpcurl )", block, flags=re.M)]
+    return [shlex.split(one.replace("\\\n", " ")) for one in commands if one.startswith(f"{command} ")]
+
+
+@pytest.fixture(scope="module")
+def diabetes(models) -> Server:
+    """The same server, with a model that has the inputs of the documentation's examples."""
+    promote(models.control, make_bundle(models.home, model="diabetes", onnx_bytes=patients()))
+    models.wait(lambda: models.get("/v2/models/diabetes/ready")[0] == 200)
+    return models
+
+
+def test_the_curl_examples_of_the_documentation(diabetes) -> None:
+    examples = documented("curl")
+    assert len(examples) >= 8
+    for words in examples:
+        here = [word.replace("localhost:8080", f"127.0.0.1:{diabetes.port}") for word in words]
+        done = subprocess.run([*here, "--fail-with-body"], capture_output=True, text=True, timeout=20, check=False)
+        assert done.returncode == 0, (words, done.stdout)
+        answer = json.loads(done.stdout)
+        if ":predict" in words[2]:
+            ((value,),) = answer.get("predictions") or answer["outputs"]
+            assert value == pytest.approx(130.05, abs=0.01)
+        elif ":regress" in words[2]:
+            assert answer["result"] == pytest.approx([130.05], abs=0.01)
+
+
+def test_the_grpcurl_examples_of_the_documentation(diabetes) -> None:
+    """grpcurl comes by no package that we use: its words are read, and sent by our own client."""
+    examples = documented("grpcurl")
+    assert len(examples) >= 4
+    client = GrpcClient(grpc_port(diabetes))
+    for words in examples:
+        options = dict(zip(words[2:-2:2], words[3:-2:2], strict=True))
+        name, method = words[-1].split("/")
+        folder = ROOT / options["-import-path"]
+        assert f"service {name.rsplit('.', 1)[1]} " in (folder / options["-proto"]).read_text()
+        assert words[-2] == "localhost:8081"
+        kind = message(service(name).methods_by_name[method].input_type.full_name)
+        request = json_format.Parse(options.get("-d", "{}"), kind(), descriptor_pool=POOL)
+        assert client.send(name, method, request.SerializeToString())[0].ListFields()
+    client.close()
 
 
 SIZE = 2048
