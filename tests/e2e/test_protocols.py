@@ -217,8 +217,7 @@ def test_a_busy_grpc_port_is_an_error_at_once(tmp_path) -> None:
     assert (code, f"port {port}" in text, "HOMEOSTAT_GRPC_PORT" in text) == (2, True, True)
 
 
-def test_a_grpc_port_that_is_taken_while_grpc_is_imported_ends_the_server(tmp_path) -> None:
-    """The bound socket keeps the port from all but those who ask for a shared one."""
+def test_two_servers_never_share_a_grpc_port(tmp_path) -> None:
     server = Server(tmp_path / "first")
     port = str(grpc_port(server))
     code, text = start_and_fail(tmp_path / "second", HOMEOSTAT_PORT="0", HOMEOSTAT_GRPC_PORT=port)
