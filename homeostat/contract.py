@@ -13,6 +13,8 @@ from homeostat.errors import DataInvalid, RequestInvalid
 
 MAX_CATEGORIES = 20
 """An integer column with at most this many distinct values is a category."""
+MAX_COLUMNS = 128
+"""An input of shape [n, d] with more columns than this is a tensor without names, as images are."""
 
 
 class Strict(BaseModel):
@@ -24,7 +26,8 @@ class Strict(BaseModel):
 class TensorSpec(Strict):
     """One model input: its numpy dtype, its shape without the batch dimension, and the allowed range.
 
-    minimum and maximum hold one number for the whole tensor, or one for each of d columns.
+    minimum and maximum hold one number for the whole tensor, or one for each of d columns;
+    columns hold the names of these, where the project gave some.
     """
 
     name: str
@@ -32,13 +35,26 @@ class TensorSpec(Strict):
     shape: tuple[int, ...]
     minimum: tuple[float, ...]
     maximum: tuple[float, ...]
+    columns: tuple[str, ...] = ()
 
     @model_validator(mode="after")
     def _range_fits_shape(self) -> TensorSpec:
         fitting = {1, self.shape[-1] if len(self.shape) == 1 else 1}
         if len(self.minimum) != len(self.maximum) or len(self.minimum) not in fitting:
             raise ValueError(f"a range of {len(self.minimum)} and {len(self.maximum)} values for shape {self.shape}")
+        if self.columns and self.shape != (len(self.columns),):
+            raise ValueError(f"{len(self.columns)} names of columns for shape {self.shape}")
         return self
+
+    def column_names(self) -> tuple[str, ...]:
+        """Return the name of each column as a frame has it; none for a tensor that is not made of columns."""
+        if self.columns:
+            return self.columns
+        if self.shape in ((), (1,)):
+            return (self.name,)
+        if len(self.shape) == 1 and self.shape[0] <= MAX_COLUMNS:
+            return tuple(f"{self.name}_{i}" for i in range(self.shape[0]))
+        return ()
 
 
 class ColumnSpec(Strict):

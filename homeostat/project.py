@@ -13,15 +13,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from homeostat.config import ProjectConfig, load_config
+from homeostat.contract import MAX_COLUMNS
 from homeostat.dataset import Array, Dataset
 from homeostat.errors import ConfigError, DataInvalid
 
 if TYPE_CHECKING:
     import keras
     import pandas as pd
-
-MAX_COLUMNS = 128
-"""An input of shape [n, d] with more columns than this is summarized, as images are."""
 
 Metric = Callable[[Array, Array], float]
 """(target [n], outputs [n, classes] or [n]) -> value."""

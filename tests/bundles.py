@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -106,7 +106,9 @@ def patients() -> bytes:
     )
 
 
-def contract_of(onnx_bytes: bytes, low: float = -10.0, high: float = 10.0) -> Contract:
+def contract_of(
+    onnx_bytes: bytes, low: float = -10.0, high: float = 10.0, columns: Mapping[str, tuple[str, ...]] | None = None
+) -> Contract:
     graph = onnx.load_from_string(onnx_bytes).graph
     names = {code: name for name, code in ONNX_TYPES.items()}
     specs = []
@@ -114,7 +116,14 @@ def contract_of(onnx_bytes: bytes, low: float = -10.0, high: float = 10.0) -> Co
         tensor = node.type.tensor_type
         shape = tuple(dim.dim_value for dim in tensor.shape.dim[1:])
         specs.append(
-            TensorSpec(name=node.name, dtype=names[tensor.elem_type], shape=shape, minimum=(low,), maximum=(high,))
+            TensorSpec(
+                name=node.name,
+                dtype=names[tensor.elem_type],
+                shape=shape,
+                minimum=(low,),
+                maximum=(high,),
+                columns=(columns or {}).get(node.name, ()),
+            )
         )
     target = ColumnSpec(name="target", dtype="float64", null_share=0.0, minimum=0.0, maximum=1.0)
     return Contract(inputs=tuple(specs), columns=(), target=target, min_rows=10, mostly=0.9, null_slack=0.1)
@@ -143,11 +152,12 @@ def make_bundle(
     onnx_bytes: bytes | None = None,
     task: Task = "regression",
     classes: tuple[str, ...] = (),
+    columns: Mapping[str, tuple[str, ...]] | None = None,
     **serve: Any,
 ) -> BundleRef:
     """A signed bundle in HOME/bundles; by default version v answers v * sum(x)."""
     graph = linear(float(version)) if onnx_bytes is None else onnx_bytes
-    contract = contract_of(graph)
+    contract = contract_of(graph, columns=columns)
     config = ProjectConfig(name=model, project="a.b:C", task=task, serve=ServeConfig(**serve))
     return build(
         model,

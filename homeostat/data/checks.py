@@ -7,9 +7,9 @@ from collections.abc import Iterator
 import numpy as np
 
 from homeostat.config import ProjectConfig
+from homeostat.contract import MAX_COLUMNS
 from homeostat.dataset import Array, Dataset
 from homeostat.errors import DataInvalid
-from homeostat.project import MAX_COLUMNS
 
 PARTS = ("train", "validation", "calibration", "test")
 """The four parts, in the order of time when the split is by time."""

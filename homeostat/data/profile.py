@@ -9,10 +9,10 @@ import numpy as np
 from pydantic import Field, ValidationError
 
 from homeostat.config import ProjectConfig
-from homeostat.contract import MAX_CATEGORIES, ColumnSpec, Contract, Strict, TensorSpec
+from homeostat.contract import MAX_CATEGORIES, MAX_COLUMNS, ColumnSpec, Contract, Strict, TensorSpec
 from homeostat.dataset import Array, Dataset
 from homeostat.errors import DataInvalid
-from homeostat.project import MAX_COLUMNS, Project
+from homeostat.project import Project
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -135,7 +135,9 @@ def infer_contract(project: Project, train: Dataset, config: ProjectConfig) -> t
     if config.task == "classification":
         target = target.model_copy(update={"minimum": profile.target.minimum, "maximum": profile.target.maximum})
     contract = Contract(
-        inputs=tuple(_tensor(name, values, slack) for name, values in train.inputs.items()),
+        inputs=tuple(
+            _tensor(name, values, slack, train.columns.get(name, ())) for name, values in train.inputs.items()
+        ),
         columns=tuple(_column(column, slack) for column in profile.columns),
         target=target,
         min_rows=config.data.min_rows,
@@ -145,7 +147,7 @@ def infer_contract(project: Project, train: Dataset, config: ProjectConfig) -> t
     return contract, profile
 
 
-def _tensor(name: str, values: Array, slack: float) -> TensorSpec:
+def _tensor(name: str, values: Array, slack: float, columns: tuple[str, ...]) -> TensorSpec:
     by_column = values.ndim == 2 and values.shape[1] <= MAX_COLUMNS
     flat = (values if by_column else values.reshape(-1, 1)).astype(np.float64)
     empty = np.flatnonzero(np.isnan(flat).all(axis=0))
@@ -159,6 +161,7 @@ def _tensor(name: str, values: Array, slack: float) -> TensorSpec:
         shape=values.shape[1:],
         minimum=tuple(low for low, _ in ranges),
         maximum=tuple(high for _, high in ranges),
+        columns=columns,
     )
 
 
