@@ -9,8 +9,9 @@ from typing import Any, NamedTuple
 
 import orjson
 
+from homeostat import __version__
 from homeostat.errors import RequestInvalid
-from homeostat.serving import metrics, operations, protocol, tensorflow_rest
+from homeostat.serving import content, metrics, operations, protocol, scoring, tensorflow_rest
 from homeostat.serving.dataplane import DataPlane
 
 log = logging.getLogger(__name__)
@@ -22,6 +23,7 @@ DISCARDED = 8
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+TEXT = b"text/plain; charset=utf-8"
 Headers = list[tuple[bytes, bytes]]
 
 
@@ -40,8 +42,14 @@ FIXED = {
     "/v2/repository/index": Route("index"),
     "/v1/feedback": Route("feedback"),
     "/metrics": Route("metrics"),
+    "/invocations": Route("invocations"),
+    "/ping": Route("ping"),
+    "/health": Route("ping"),
+    "/version": Route("version"),
 }
-POSTED = {"infer", "feedback", "index", "operate"}
+POSTED = {"infer", "feedback", "index", "operate", "invocations"}
+COUNTED = {"infer", "invocations"}
+"""These count their errors by version themselves."""
 
 
 @lru_cache(maxsize=1024)
@@ -63,6 +71,8 @@ def route(path: str) -> Route | None:
             return Route(action if action == "infer" else "model_ready", model, version)
         case ["", "v2", "repository", "models", model, ("load" | "unload")]:
             return Route("operate", model)
+        case ["", "gateway", model, "invocations"]:
+            return Route("invocations", model)
     return None
 
 
@@ -82,6 +92,8 @@ class App:
             "metadata": self._metadata,
             "model_ready": self._model_ready,
             "metrics": self._metrics,
+            "ping": self._ping,
+            "version": self._version,
         }
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -105,6 +117,8 @@ class App:
                     operations.refuse_operation(found.model)
                 elif found.action == "index":
                     await self._index(scope, receive, send)
+                elif found.action == "invocations":
+                    await self._invocations(found, scope, receive, send)
                 else:
                     await self._feedback(scope, receive, send)
             elif scope["method"] in ("GET", "HEAD"):
@@ -112,9 +126,12 @@ class App:
             else:
                 await self._refuse(send, 405, f"{scope['method']:.20} is not for this path; use GET", b"GET, HEAD")
         except RequestInvalid as error:
-            if found is None or found.action != "infer":  # that one counts by version
+            if found is None or found.action not in COUNTED:
                 self._plane.metrics.refuse(error.status)
-            await self._error(send, error.status, str(error))
+            if found is not None and found.action == "invocations":
+                await self._error(send, error.status, scoring.error_body(error.status, str(error)))
+            else:
+                await self._error(send, error.status, str(error))
         except Disconnected:
             self._plane.metrics.refuse(499)
         except Exception as error:
@@ -147,6 +164,22 @@ class App:
         if head is not None:
             headers.append((b"inference-header-content-length", str(head).encode()))
         await self._write(send, 200, answer, protocol.JSON if head is None else protocol.BINARY, headers)
+
+    async def _invocations(self, found: Route, scope: Scope, receive: Receive, send: Send) -> None:
+        headers = dict(scope["headers"])
+        try:
+            served = scoring.choose(self._plane, found.model, scope["query_string"])
+            body = await self._body(scope, receive, headers.get(b"content-encoding"))
+        except RequestInvalid as error:
+            self._plane.metrics.refuse(error.status)
+            raise
+        try:
+            request = scoring.decode(body, headers.get(b"content-type", b""), served)
+        except RequestInvalid as error:
+            served.metrics.refused(error.status)
+            raise
+        response = await self._plane.infer(served, request)
+        await self._write(send, 200, scoring.encode(response), protocol.JSON, [(b"x-request-id", response.id.encode())])
 
     async def _feedback(self, scope: Scope, receive: Receive, send: Send) -> None:
         encoding = dict(scope["headers"]).get(b"content-encoding")
@@ -203,13 +236,19 @@ class App:
     async def _metrics(self, _: Route, send: Send) -> None:
         await self._write(send, 200, self._plane.metrics.render(), metrics.CONTENT_TYPE.encode(), [])
 
+    async def _ping(self, _: Route, send: Send) -> None:
+        ready, _problem = self._plane.repository.ready()
+        await self._write(send, 200 if ready else 503, b"\n", TEXT, [] if ready else [(b"retry-after", b"1")])
+
+    async def _version(self, _: Route, send: Send) -> None:
+        await self._write(send, 200, __version__.encode(), TEXT, [])
+
     async def _body(self, scope: Scope, receive: Receive, encoding: bytes | None) -> bytes:
-        if encoding not in (None, b"", b"identity"):
-            raise RequestInvalid("Content-Encoding is not understood; send the body as it is", status=415)
+        content.check_encoding(encoding)
         message = await receive()
         body: bytes = message.get("body", b"")
         if message["type"] == "http.request" and not message.get("more_body") and len(body) <= self._max_body:
-            return body
+            return body if encoding in content.IDENTITY else await content.inflate_aside(body, encoding, self._max_body)
         chunks, total = [body], len(body)
         while message["type"] == "http.request" and message.get("more_body"):
             message = await receive()
@@ -223,19 +262,22 @@ class App:
             raise RequestInvalid(f"body: more than {self._max_body} bytes; send fewer rows at a time", status=413)
         if message["type"] == "http.disconnect":
             raise Disconnected
-        return b"".join(chunks)
+        body = b"".join(chunks)
+        return body if encoding in content.IDENTITY else await content.inflate_aside(body, encoding, self._max_body)
 
     async def _refuse(self, send: Send, status: int, message: str, allow: bytes) -> None:
         self._plane.metrics.refuse(status)
         await self._error(send, status, message, [(b"allow", allow)])
 
-    async def _error(self, send: Send, status: int, message: str, headers: Headers | None = None) -> None:
+    async def _error(
+        self, send: Send, status: int, message: str | dict[str, str], headers: Headers | None = None
+    ) -> None:
         headers = headers or []
         if status == 413:
             headers.append((b"connection", b"close"))
         elif status == 503:
             headers.append((b"retry-after", b"1"))
-        await self._json(send, status, {"error": message}, headers)
+        await self._json(send, status, message if isinstance(message, dict) else {"error": message}, headers)
 
     async def _json(self, send: Send, status: int, value: Any, headers: Headers | None = None) -> None:
         await self._write(send, status, orjson.dumps(value), protocol.JSON, headers or [])

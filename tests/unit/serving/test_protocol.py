@@ -269,12 +269,6 @@ def test_a_client_that_leaves_gets_nothing(toy):
     assert sent == []
 
 
-def test_a_compressed_body_is_not_understood(toy):
-    assert (
-        toy.call("POST", "/v2/models/toy/infer", content=b"x", headers={"content-encoding": "gzip"}).status_code == 415
-    )
-
-
 @pytest.mark.parametrize(
     ("method", "path", "status"),
     [
