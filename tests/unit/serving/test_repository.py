@@ -128,7 +128,7 @@ def test_a_refused_bundle_is_not_tried_at_every_poll(plane):
 
 
 def test_a_graph_that_does_not_fit_its_contract(plane, monkeypatch):
-    monkeypatch.setattr("tests.bundles.contract_of", lambda graph: contract_of(linear(width=5)))
+    monkeypatch.setattr("tests.bundles.contract_of", lambda graph, columns=None: contract_of(linear(width=5)))
     monkeypatch.setattr("homeostat.bundle._golden", lambda onnx, rows: _golden_of_four())
     plane.store.promote(make_bundle(plane.home, 1))
     plane.repository.poll()
