@@ -53,6 +53,6 @@ pins: | $(BIN)/uv ## compile requirements/*.txt anew from pyproject.toml
 	@$(COMPILE) --extra serve --extra grpc --extra train --extra monitor --extra flows --group dev --output-file requirements/dev.txt
 
 clean: ## remove what the commands made: state, caches, virtual environment
-	rm -rf $(VENV) var dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache *.egg-info
+	rm -rf $(VENV) var dist homeostat/serving/protos/*.binpb .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache *.egg-info
 	find mlruns -mindepth 1 ! -name README.md -delete
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
