@@ -5,6 +5,7 @@ unexport PYTHONDONTWRITEBYTECODE # TensorFlow imports in 5 s with compiled files
 VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+PARALLEL := -n 2 --dist worksteal # unit tests share no server; flows and e2e do
 COMPILE := UV_CUSTOM_COMPILE_COMMAND="make pins" $(BIN)/uv pip compile --quiet --universal --python-version 3.11 \
   --generate-hashes --no-emit-index-url --no-emit-find-links pyproject.toml
 
@@ -40,10 +41,11 @@ check: $(STAMP) ## format, lint, types, walls
 	@$(BIN)/lint-imports --no-cache
 
 unit: $(STAMP) ## unit tests alone
-	@$(BIN)/pytest -q tests/unit
+	@$(BIN)/pytest -q $(PARALLEL) tests/unit
 
 test: $(STAMP) ## every test, each kind in a process of its own
-	@for kind in unit flows e2e; do echo "tests/$$kind"; $(BIN)/pytest -q tests/$$kind || exit 1; done
+	@echo "tests/unit" && $(BIN)/pytest -q $(PARALLEL) tests/unit
+	@for kind in flows e2e; do echo "tests/$$kind"; $(BIN)/pytest -q tests/$$kind || exit 1; done
 
 bench: $(STAMP) ## benchmarks, as ratios, side by side
 	@$(BIN)/python -m benchmarks

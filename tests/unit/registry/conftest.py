@@ -6,6 +6,7 @@ import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
+import mlflow
 import pytest
 from pieces import make_parts
 
@@ -16,6 +17,12 @@ from homeostat.registry import Registry
 def registry(tmp_path_factory: pytest.TempPathFactory) -> Registry:
     """One database for the session: making it takes seconds."""
     return Registry(f"sqlite:///{tmp_path_factory.mktemp('registry')}/mlflow.db")
+
+
+@pytest.fixture(autouse=True)
+def lookups(registry: Registry) -> None:
+    """MLflow looks `models:/` addresses up in its global database, which another test may have set."""
+    mlflow.set_tracking_uri(registry.url)
 
 
 @pytest.fixture
