@@ -63,7 +63,7 @@ def requirements_sha256(root: Path) -> str:
 def make_lineage(
     pipeline_id: str, dataset_sha256: str, config: ProjectConfig, root: Path, parent_version: int | None
 ) -> Lineage:
-    """Collect the lineage of a pipeline run in the checkout `root`; parent_version was champion at its start."""
+    """Collect the lineage of a pipeline run in the checkout `root`; parent_version is what it was compared with."""
     commit, dirty = git_state(root)
     return Lineage(
         pipeline_id=pipeline_id,

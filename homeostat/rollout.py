@@ -102,7 +102,7 @@ def introduce(
     if champion != compared_with:
         raise Conflict(
             f"{bundle.model}: the champion is v{champion}, but v{bundle.version} was compared with v{compared_with}; "
-            "start the lifecycle again, without its pipeline_id, to compare with the champion of now"
+            "run the lifecycle again with its pipeline_id to compare it with the champion of now"
         )
     generation = before.generation if before is not None else 0
     row = store.set_challenger(

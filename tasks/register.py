@@ -35,9 +35,7 @@ def register(
     from homeostat.monitoring.reference import make_reference
 
     at = open_project(run.project)
-    store = ControlStore(at.settings.control_url)
-    champion = store.champion(at.config.name)
-    parent = champion.version if champion else None
+    parent = evaluation.comparison.champion_version if evaluation.comparison else None
     lineage = make_lineage(run.pipeline_id, data.sha256, at.config, at.settings.root, parent)
     doc = type(at.project).__doc__ or ""
     card = model_card(doc, at.config, data, validation, trained, compression, exported, evaluation, lineage)
@@ -61,5 +59,6 @@ def register(
         at.settings.bundles_url,
         held_out.classes,
     )
-    store.register_bundle(bundle)
+    ControlStore(at.settings.control_url).register_bundle(bundle)
+    at.registry.describe(run, at.config.name, version, lineage, card)
     return ModelVersion(at.config.name, version, run.mlflow_run_id, bundle)

@@ -73,12 +73,25 @@ def _code_sha256(root: Path) -> str:
     return digest.hexdigest()
 
 
+def _note(run: RunRef, name: str) -> Path:
+    return Path(run.workspace) / "again" / f"{name}.txt"
+
+
+def ask_again(run: RunRef, name: str, why: str) -> None:
+    """Let a re-run of the pipeline go through a finished stage once more; `why` is part of its cache key."""
+    note = _note(run, name)
+    note.parent.mkdir(parents=True, exist_ok=True)
+    note.write_text(why)
+
+
 def _cache_key(context: TaskRunContext, parameters: dict[str, Any]) -> str | None:
     run = parameters.get("run")
     if not isinstance(run, RunRef):
         return None
     rest = repr(sorted((name, repr(value)) for name, value in parameters.items()))
-    key = f"{context.task.name}|{_code_sha256(load_settings().root)}|{rest}"
+    note = _note(run, context.task.name)
+    again = note.read_text() if note.is_file() else ""
+    key = f"{context.task.name}|{_code_sha256(load_settings().root)}|{rest}|{again}"
     return f"{run.pipeline_id}-{context.task.name}-{hashlib.sha256(key.encode()).hexdigest()[:24]}"
 
 

@@ -23,6 +23,8 @@ from homeostat.registry.tracking import PIPELINE
 
 logger = logging.getLogger(__name__)
 
+PARENT = "parent_version"
+
 
 class Versions(Connection):
     """Model versions."""
@@ -75,6 +77,15 @@ class Versions(Connection):
                     model_id=model_id,
                 )
         return int(version.version)
+
+    def describe(self, run: RunRef, model: str, version: int, lineage: Lineage, card: str) -> None:
+        """Let the card and the parent of a version follow when it was compared with another champion since."""
+        with self._calls() as client:
+            if client.get_model_version(model, str(version)).tags.get(PARENT) == str(lineage.parent_version):
+                return
+            client.log_text(run.mlflow_run_id, card, "model_card.md")
+            client.update_model_version(model, str(version), description(card))
+            client.set_model_version_tag(model, str(version), PARENT, str(lineage.parent_version))
 
     def _version_of(self, client: Any, model: str, pipeline_id: str) -> int | None:
         versions = client.search_model_versions(f"name = '{model}' and tags.`{PIPELINE}` = '{pipeline_id}'")

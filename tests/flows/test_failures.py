@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import importlib
+import json
 import shutil
 import signal
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 
 import httpx
 import pytest
 
 from flows.lifecycle import lifecycle
+from flows.monitor import monitor
 from flows.rollback import rollback
+from homeostat import rollout
+from homeostat.bundle import load_public_key, open_bundle
 from homeostat.control.store import ControlStore
 from homeostat.errors import (
     ConfigError,
@@ -27,7 +32,6 @@ from homeostat.errors import (
 from homeostat.project import find_project, load_project
 from homeostat.records import Verdict
 from homeostat.registry import Registry
-from homeostat.rollout import roll_back
 from homeostat.scaffold import init_project
 from tests.conftest import ROOT, ServerProcess, forget_projects, make_settings, set_environment
 
@@ -87,6 +91,17 @@ def state(place: ServerProcess) -> tuple[object, ...]:
     return store.row(NAME), ready["version"], ready["sha256"], aliases, versions(place)
 
 
+def served_in(found: tuple[object, ...]) -> tuple[object, ...]:
+    """The champion of a state, and what the server answers with."""
+    row, version, sha256, *_ = found
+    return row.champion, version, sha256  # type: ignore[attr-defined]
+
+
+def served(place: ServerProcess) -> tuple[object, ...]:
+    """What even a stage behind the registration must not change."""
+    return served_in(state(place))
+
+
 def hurry(monkeypatch: pytest.MonkeyPatch, stage: str) -> object:
     """Return a stage's module, its retries made immediate."""
     module = importlib.import_module(f"tasks.{stage}")
@@ -94,30 +109,57 @@ def hurry(monkeypatch: pytest.MonkeyPatch, stage: str) -> object:
     return module
 
 
-def test_mlflow_away_at_each_stage_fails_cleanly_and_the_pipeline_goes_on(champion: ServerProcess) -> None:
-    before = state(champion)
-    for stage in ("start", "prepare", "validate", "train", "compress", "evaluate", "register"):
-        with pytest.MonkeyPatch.context() as patch:
+@contextmanager
+def mlflow_away(*stages: str) -> Iterator[None]:
+    """Let MLflow not answer while these stages run."""
+    with pytest.MonkeyPatch.context() as patch:
+        for stage in stages:
             module = hurry(patch, stage)
             original = module.open_project  # type: ignore[attr-defined]
             patch.setattr(module, "open_project", lambda n, o=original: replace(o(n), registry=Registry(NOWHERE)))
-            with pytest.raises(RegistryUnavailable, match=r"127\.0\.0\.1:9"):
-                lifecycle(NAME, pipeline_id="outage")
+        yield
+
+
+def test_mlflow_away_at_each_stage_fails_cleanly_and_the_pipeline_goes_on(
+    champion: ServerProcess, caplog: pytest.LogCaptureFixture
+) -> None:
+    before = state(champion)
+    for stage in ("start", "prepare", "validate", "train", "compress", "evaluate", "register"):
+        with mlflow_away(stage), pytest.raises(RegistryUnavailable, match=r"127\.0\.0\.1:9"):
+            lifecycle(NAME, pipeline_id="outage")
         assert state(champion) == before, stage
+    for stages in (("deploy", "finish"), ("observe",)):
+        with mlflow_away(*stages), pytest.raises(RegistryUnavailable, match=r"127\.0\.0\.1:9"):
+            lifecycle(NAME, pipeline_id="outage")
+        assert served(champion) == served_in(before), stages
+    assert "MLflow's aliases are behind" in caplog.text  # deploy goes on: the row is the truth
+    assert mlflow_status(champion, "outage") == "FAILED"
     after = lifecycle(NAME, pipeline_id="outage")
     assert after.version == 2
     assert versions(champion) == 2
-    assert ControlStore(champion.settings.control_url).row(NAME).champion == before[0].champion  # type: ignore[attr-defined]
+    assert served(champion) == served_in(before)
+    assert mlflow_status(champion, "outage") == "FINISHED"
+
+
+def test_mlflow_away_fails_monitor_and_the_server_goes_on(champion: ServerProcess) -> None:
+    before = state(champion)
+    with mlflow_away("observe"), pytest.raises(RegistryUnavailable, match=r"127\.0\.0\.1:9"):
+        monitor(NAME)
+    assert state(champion) == before
 
 
 def test_ctrl_c_at_each_stage_loses_nothing_and_the_pipeline_goes_on(champion: ServerProcess) -> None:
     before = state(champion)
     calls = {
+        "prepare": "homeostat.data.prepare.prepare",
         "validate": "homeostat.data.suite.validate",
         "train": "homeostat.training.fit.train",
         "compress": "homeostat.compression.search.compress",
         "export": "homeostat.export.export.export",
         "evaluate": "homeostat.evaluation.evaluate.evaluate",
+        "register": "tasks.register.build",  # MLflow has the version, and the control store not yet
+        "deploy": "homeostat.rollout.wait_until_ready",  # it is challenger, and nothing is decided yet
+        "finish": "tasks.finish.summarize",
     }
     for stage, target in calls.items():
         module_name, _, function = target.rpartition(".")
@@ -132,8 +174,16 @@ def test_ctrl_c_at_each_stage_loses_nothing_and_the_pipeline_goes_on(champion: S
             patch.setattr(module, function, interrupted)
             with pytest.raises(KeyboardInterrupt):
                 lifecycle(NAME, pipeline_id="interrupted")
-        assert state(champion) == before, stage
-    assert lifecycle(NAME, pipeline_id="interrupted").version == before[-1] + 1  # type: ignore[operator]
+        if stage in {"register", "deploy", "finish"}:
+            assert served(champion) == served_in(before), stage
+        else:
+            assert state(champion) == before, stage
+    after = lifecycle(NAME, pipeline_id="interrupted")
+    assert after.version == before[-1] + 1 == versions(champion)  # type: ignore[operator]
+    history = ControlStore(champion.settings.control_url).history(NAME)
+    assert [entry.action for entry in history if entry.version == after.version] == ["challenger", "hold"]
+    assert len(list((champion.settings.home / "bundles" / NAME).glob(f"v{after.version}-*"))) == 1
+    assert mlflow_status(champion, "interrupted") == "FINISHED"
 
 
 def test_a_finished_stage_is_not_run_again(champion: ServerProcess, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -158,8 +208,39 @@ def test_a_server_that_is_down_stops_the_deployment_before_anything_moves(
     hurry(monkeypatch, "deploy")
     monkeypatch.setenv("HOMEOSTAT_SERVER_URL", NOWHERE)
     with pytest.raises(ServerUnavailable, match="homeostat serve"):
-        lifecycle(NAME)
+        lifecycle(NAME, pipeline_id="late")
     assert ControlStore(champion.settings.control_url).row(NAME) == before
+
+
+def test_a_champion_that_came_meanwhile_is_what_the_pipeline_is_compared_with_when_it_goes_on(
+    champion: ServerProcess,
+) -> None:
+    _, config = load_project(find_project(NAME, champion.settings.root), champion.settings.root)
+    store, registry = ControlStore(champion.settings.control_url), Registry(champion.settings.mlflow_url)
+    module = importlib.import_module("tasks.deploy")
+    original = module.open_project
+
+    def overtaken(name: str) -> object:
+        rollout.promote(store, NAME, 2, config, champion.url, "test", "it came first")
+        return original(name)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "open_project", overtaken)
+        with pytest.raises(Conflict, match=r"is v2, but .* compared with v1; run the lifecycle again with its pipe"):
+            lifecycle(NAME, pipeline_id="late")
+    late = versions(champion)
+    for _ in range(2):
+        after = lifecycle(NAME, pipeline_id="late")
+        assert (after.version, versions(champion)) == (late, late)
+        assert store.row(NAME).champion.version == 2  # type: ignore[union-attr]
+    life = json.loads((champion.settings.home / "pipelines" / "late" / "life.json").read_text())
+    assert "; v2 " in life["figures"]["evaluate"]
+    known = registry._open().get_model_version(NAME, str(late))
+    assert known.tags["parent_version"] == "2"
+    assert "champion v2" in known.description
+    bundle = open_bundle(store.bundle(NAME, late), load_public_key(champion.settings.home))
+    assert bundle.manifest.lineage.parent_version == 2
+    assert rollback(NAME).version == 1
 
 
 def test_a_project_in_a_folder_of_another_name_is_refused(champion: ServerProcess) -> None:
@@ -179,7 +260,7 @@ def test_a_rollback_of_a_version_that_is_no_longer_champion_is_a_conflict(champi
     _, config = load_project(find_project(NAME, champion.settings.root), champion.settings.root)
     store = ControlStore(champion.settings.control_url)
     with pytest.raises(Conflict, match="v77"):
-        roll_back(store, NAME, config, champion.url, "test", Verdict("roll back", ("late",)), bad_version=77)
+        rollout.roll_back(store, NAME, config, champion.url, "test", Verdict("roll back", ("late",)), bad_version=77)
     assert state(champion) == before
 
 
