@@ -12,6 +12,7 @@ import click
 
 from homeostat import __version__
 from homeostat.errors import ConfigError, HomeostatError, NotFound
+from homeostat.keycommands import key
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -58,6 +59,9 @@ def main() -> None:
     Places come from the environment (HOMEOSTAT_HOME, HOMEOSTAT_CONTROL_URL, ...); what to do
     with a model from its project.toml.
     """
+
+
+main.add_command(key)
 
 
 def _settings() -> Settings:

@@ -16,6 +16,9 @@ HomeostatError
 │   └── LedgerBroken         the hash chain of the ledger does not hold
 ├── ServingError             the model server cannot do what was asked
 │   ├── RequestInvalid       the client's request is wrong
+│   │   ├── Unauthenticated  no key or token, or one that does not hold
+│   │   ├── Forbidden        the client may not do that
+│   │   └── TooManyRequests  the client asks faster than it may
 │   └── RolloutTimeout       the server did not report the version in time
 └── Unavailable              a service does not answer (transient: a retry may pass)
     ├── RegistryUnavailable  MLflow
@@ -102,6 +105,28 @@ class RequestInvalid(ServingError):
     def __init__(self, message: str, status: int = 400) -> None:
         self.status = status
         super().__init__(message)
+
+
+class Unauthenticated(RequestInvalid):
+    """No key or token came, or one that does not hold."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, status=401)
+
+
+class Forbidden(RequestInvalid):
+    """The client is known, and may not do that."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, status=403)
+
+
+class TooManyRequests(RequestInvalid):
+    """The client asks faster than it may; `retry_after` is in whole seconds."""
+
+    def __init__(self, message: str, retry_after: int) -> None:
+        self.retry_after = retry_after
+        super().__init__(message, status=429)
 
 
 class RolloutTimeout(ServingError):

@@ -34,6 +34,27 @@ class Settings(BaseSettings):
     host: str = Field(default="127.0.0.1", description="address that the model server binds to")
     port: int = Field(default=8080, ge=0, le=65535, description="REST port of the model server")
     grpc_port: int = Field(default=8081, ge=0, le=65535, description="gRPC port of the model server")
+    behind_proxy: str = Field(
+        default="",
+        description="addresses or networks of the proxies that end TLS before the server, separated by commas; "
+        "their X-Forwarded-For is believed",
+    )
+    tls_certificate: Path | None = Field(default=None, description="certificate chain of the model server, PEM")
+    tls_key: Path | None = Field(default=None, description="its private key, PEM")
+    tls_client_ca: Path | None = Field(default=None, description="clients need a certificate of this authority, PEM")
+    jwt_keys: Path | None = Field(default=None, description="JWKS file, or public key in PEM form, of the token issuer")
+    jwt_issuer: str = Field(default="", description="`iss` of accepted tokens")
+    jwt_audience: str = Field(default="", description="`aud` of accepted tokens")
+    jwt_leeway_seconds: float = Field(default=30.0, ge=0, le=600, description="how far clocks may differ; default 30")
+    rate_limit: float = Field(
+        default=0.0, ge=0, le=1e6, description="requests a second of each key, else address; default 0: no limit"
+    )
+    rate_burst: int = Field(
+        default=0, ge=0, le=1_000_000, description="requests at once; default 0: two seconds of HOMEOSTAT_RATE_LIMIT"
+    )
+    max_connections: int = Field(
+        default=4096, ge=1, le=100_000, description="connections at once; default 4096, fewer if files are limited"
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -42,6 +63,8 @@ class Settings(BaseSettings):
         home = root / str(values.get("home") or "var")
         values["root"], values["home"] = root, home
         values["traffic"] = root / str(values.get("traffic") or home / "traffic.db")
+        for name in ("tls_certificate", "tls_key", "tls_client_ca", "jwt_keys"):
+            values[name] = root / str(values[name]) if values.get(name) else None
         values["bundles_url"] = values.get("bundles_url") or f"file://{home}/bundles"
         values["control_url"] = values.get("control_url") or f"sqlite:///{home}/control.db"
         values["mlflow_url"] = values.get("mlflow_url") or f"sqlite:///{root}/mlruns/mlflow.db"

@@ -11,6 +11,7 @@ from typing import Any
 import grpc
 
 from homeostat.serving import grpcserver
+from homeostat.serving.access import Access
 from homeostat.serving.app import MAX_BODY
 from homeostat.serving.dataplane import DataPlane
 from homeostat.serving.protos import message, service
@@ -44,12 +45,12 @@ class GrpcClient:
 
 
 @contextmanager
-def grpc_server(plane: DataPlane, port: int, max_message: int = MAX_BODY) -> Iterator[None]:
+def grpc_server(plane: DataPlane, access: Access, port: int, max_message: int = MAX_BODY) -> Iterator[None]:
     """Answer for a data plane from a thread with an event loop of its own."""
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever)
     thread.start()
-    started = asyncio.run_coroutine_threadsafe(grpcserver.start(plane, f"127.0.0.1:{port}", max_message), loop)
+    started = asyncio.run_coroutine_threadsafe(grpcserver.start(plane, access, f"127.0.0.1:{port}", max_message), loop)
     try:
         server = started.result(20)
         yield

@@ -13,6 +13,7 @@ from typing import Any
 
 import orjson
 
+from homeostat.client import current
 from homeostat.dataset import Array
 from homeostat.errors import RequestInvalid
 from homeostat.serving.capture import LABELS, REQUEST, frame
@@ -116,7 +117,10 @@ class DataPlane:
         self._thread.shutdown()
 
     def state(self, name: str) -> ModelState:
-        """Return what is loaded of a model; raises ModelNotFound."""
+        """Return what is loaded of a model; raises ModelNotFound, or Forbidden when the client may not use it."""
+        client = current.get()
+        if client is not None:
+            client.require_model(name)
         state = self.repository.models.get(name)
         if state is None:
             raise ModelNotFound(name, None, list(self.repository.models))
@@ -125,9 +129,10 @@ class DataPlane:
     def find(self, name: str, version: str | None = None) -> Served:
         """Return the live version, or the one asked for if it is live or the previous one.
 
-        Raises ModelNotFound, or NotServing when the model has no live version.
+        Raises ModelNotFound, NotServing when the model has no live version, or Forbidden when the
+        client may not use it.
         """
-        state = self.repository.models.get(name) or self.state(name)
+        state = self.state(name)
         live = state.live
         if live is None:
             raise NotServing(
@@ -209,8 +214,8 @@ class DataPlane:
         """Take labels, each item {"id", "labels"} and perhaps "model"; the last ones of an id count.
 
         Returns what can be said before they are written: how many items were taken, and which of the
-        models they name are not known here. Raises RequestInvalid before anything is taken;
-        NotServing when the buffer is full.
+        models they name are not known here. Raises RequestInvalid, or Forbidden for a model that the
+        client may not use, before anything is taken; NotServing when the buffer is full.
         """
         if not 0 < len(items) <= MAX_ITEMS:
             raise RequestInvalid(f"items: {len(items)} of them; 1 to {MAX_ITEMS} in one request")
@@ -224,6 +229,10 @@ class DataPlane:
             if count > MAX_LABELS:
                 raise RequestInvalid(f"{where}: more than {MAX_LABELS} labels in one request; send several")
             checked.append((check_id(item["id"], f"{where}.id"), _model(item, where), now, labels))
+        client = current.get()
+        if client is not None:
+            for model in {model for _, model, *_ in checked}:
+                client.require_model(model)  # without a name labels would reach every model
         if not self.recorder.put(frame(LABELS, orjson.dumps(checked))):
             raise NotServing("the capture buffer is full, nothing was recorded; send the labels again in a second")
         unknown = sorted({model for _, model, *_ in checked if model} - self.repository.models.keys())

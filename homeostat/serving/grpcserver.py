@@ -7,6 +7,7 @@ import logging
 import os
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
+from urllib.parse import unquote
 
 os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # its C library writes lines that are no JSON to stderr
 os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")  # the server forks only to execute
@@ -15,9 +16,12 @@ import grpc
 import grpc.aio
 from google.protobuf.message import DecodeError
 
+from homeostat.client import current
 from homeostat.errors import RequestInvalid
 from homeostat.serving import inference_grpc, tensorflow_grpc
+from homeostat.serving.access import Access
 from homeostat.serving.dataplane import DataPlane
+from homeostat.serving.exposure import Certificate
 from homeostat.serving.protos import message, service
 
 log = logging.getLogger(__name__)
@@ -26,9 +30,11 @@ MAX_CALLS = 1024
 """Calls at once; more are answered RESOURCE_EXHAUSTED."""
 CODES = {
     400: grpc.StatusCode.INVALID_ARGUMENT,
+    401: grpc.StatusCode.UNAUTHENTICATED,
     403: grpc.StatusCode.PERMISSION_DENIED,
     404: grpc.StatusCode.NOT_FOUND,
     413: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    429: grpc.StatusCode.RESOURCE_EXHAUSTED,
     501: grpc.StatusCode.UNIMPLEMENTED,
     503: grpc.StatusCode.UNAVAILABLE,
 }
@@ -37,13 +43,27 @@ CODES = {
 Method = Callable[[Any, Any], Awaitable[Any]]
 
 
-def _answer(plane: DataPlane, kind: Any, method: Method, *, counts: bool) -> Callable[[bytes, Any], Awaitable[bytes]]:
+def _address(peer: str) -> str:
+    """Return the address in `ipv4:127.0.0.1:5000` or `ipv6:%5B::1%5D:5000`, as gRPC names a peer."""
+    return unquote(peer).partition(":")[2].rpartition(":")[0].strip("[]")
+
+
+def _answer(
+    plane: DataPlane, access: Access, path: str, kind: Any, method: Method, *, counts: bool
+) -> Callable[[bytes, Any], Awaitable[bytes]]:
     """Return the handler of one method: bytes in, bytes out, errors as status codes.
 
-    counts: whether the method counts its own refusals, by version.
+    path: `/package.Service/Method`. counts: whether the method counts its own refusals, by version.
     """
 
     async def answer(data: bytes, context: Any) -> bytes:
+        if not access.idle():
+            try:
+                client = access.admit_call(path, dict(context.invocation_metadata()), _address(context.peer()))
+            except RequestInvalid as error:
+                plane.metrics.refuse(error.status)
+                await context.abort(CODES[error.status], str(error))
+            current.set(client)  # each call is a task, with a context of its own
         try:
             request = kind.FromString(data)
         except DecodeError:
@@ -69,19 +89,25 @@ def _answer(plane: DataPlane, kind: Any, method: Method, *, counts: bool) -> Cal
     return answer
 
 
-def _handler(plane: DataPlane, name: str, methods: Mapping[str, Method], counting: frozenset[str]) -> Any:
+def _handler(
+    plane: DataPlane, access: Access, name: str, methods: Mapping[str, Method], counting: frozenset[str]
+) -> Any:
     handlers = {}
     for method in service(name).methods:
         kind = message(method.input_type.full_name)
-        answer = _answer(plane, kind, methods[method.name], counts=method.name in counting)
+        path, counts = f"/{name}/{method.name}", method.name in counting
+        answer = _answer(plane, access, path, kind, methods[method.name], counts=counts)
         handlers[method.name] = grpc.unary_unary_rpc_method_handler(answer)
     return grpc.method_handlers_generic_handler(name, handlers)
 
 
-async def start(plane: DataPlane, address: str, max_message: int) -> Any:
+async def start(
+    plane: DataPlane, access: Access, address: str, max_message: int, certificate: Certificate | None = None
+) -> Any:
     """Start a server of both protocols, and return it; raises RuntimeError when it cannot bind.
 
     address: such as 127.0.0.1:8081. max_message: bytes of one request, also after decompression.
+    certificate: calls come over TLS with it.
     """
     server = grpc.aio.server(
         maximum_concurrent_rpcs=MAX_CALLS,
@@ -96,11 +122,21 @@ async def start(plane: DataPlane, address: str, max_message: int) -> Any:
     models = tensorflow_grpc.ModelService(plane)
     server.add_generic_rpc_handlers(
         (
-            _handler(plane, inference_grpc.SERVICE, inference.methods, inference_grpc.INFERENCES),
-            _handler(plane, tensorflow_grpc.PREDICTION_SERVICE, prediction.methods, tensorflow_grpc.INFERENCES),
-            _handler(plane, tensorflow_grpc.MODEL_SERVICE, models.methods, frozenset()),
+            _handler(plane, access, inference_grpc.SERVICE, inference.methods, inference_grpc.INFERENCES),
+            _handler(plane, access, tensorflow_grpc.PREDICTION_SERVICE, prediction.methods, tensorflow_grpc.INFERENCES),
+            _handler(plane, access, tensorflow_grpc.MODEL_SERVICE, models.methods, frozenset()),
         )
     )
-    server.add_insecure_port(address)
+    if certificate is None:
+        server.add_insecure_port(address)
+    else:
+        server.add_secure_port(
+            address,
+            grpc.ssl_server_credentials(
+                [(certificate.key, certificate.chain)],
+                root_certificates=certificate.client_authority,
+                require_client_auth=certificate.client_authority is not None,
+            ),
+        )
     await server.start()
     return server

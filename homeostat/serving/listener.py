@@ -8,7 +8,9 @@ import socket
 from typing import Any
 
 from homeostat.errors import ConfigError
+from homeostat.serving.access import Access
 from homeostat.serving.dataplane import DataPlane
+from homeostat.serving.exposure import Certificate
 
 log = logging.getLogger(__name__)
 
@@ -20,8 +22,16 @@ class GrpcListener:
     REST answers. The bound socket, which does not listen, keeps the port until then.
     """
 
-    def __init__(self, plane: DataPlane, bound: socket.socket, max_message: int) -> None:
-        self._plane, self._bound, self._max_message = plane, bound, max_message
+    def __init__(
+        self,
+        plane: DataPlane,
+        access: Access,
+        bound: socket.socket,
+        max_message: int,
+        certificate: Certificate | None = None,
+    ) -> None:
+        self._plane, self._access, self._bound = plane, access, bound
+        self._max_message, self._certificate = max_message, certificate
         self._server: Any = None
         self._task: asyncio.Task[None] | None = None
 
@@ -35,7 +45,7 @@ class GrpcListener:
         start = await asyncio.to_thread(_import)
         address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
         try:
-            self._server = await start(self._plane, address, self._max_message)
+            self._server = await start(self._plane, self._access, address, self._max_message, self._certificate)
         except RuntimeError as error:
             raise ConfigError(f"port {port} on {host} is taken; set HOMEOSTAT_GRPC_PORT to another one") from error
         finally:

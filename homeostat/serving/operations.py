@@ -4,15 +4,19 @@ from __future__ import annotations
 
 from typing import NoReturn
 
-from homeostat.errors import RequestInvalid
+from homeostat.client import current
+from homeostat.errors import Forbidden
 from homeostat.serving.dataplane import DataPlane
 from homeostat.serving.versions import statuses
 
 
 def index(plane: DataPlane, *, ready: bool) -> list[dict[str, str]]:
-    """Return name, version, state and reason of each version; of those that answer alone if `ready`."""
+    """Return name, version, state and reason of each version that the client may use; if `ready`, of those that answer."""
     found = []
+    client = current.get()
     for name, state in plane.repository.models.items():
+        if client is not None and not client.may_use(name):
+            continue
         versions = statuses(state)
         for one in versions:
             text = "READY" if one.answers else "UNAVAILABLE"
@@ -24,9 +28,8 @@ def index(plane: DataPlane, *, ready: bool) -> list[dict[str, str]]:
 
 
 def refuse_operation(model: str) -> NoReturn:
-    """Refuse to load or unload a model: without authentication nobody is an operator."""
-    raise RequestInvalid(
-        f"model {model!r:.80}: loading and unloading is for operators, and this server has no authentication to know "
-        "them by; what answers follows the rollout row: homeostat promote, homeostat rollback",
-        status=403,
+    """Refuse to load or unload a model: the rollout row alone says what is loaded."""
+    raise Forbidden(
+        f"model {model!r:.80}: nobody loads or unloads a version here; what answers follows the rollout row: "
+        "homeostat promote, homeostat rollback"
     )

@@ -6,7 +6,6 @@ import asyncio
 import errno
 import gc
 import importlib.util
-import ipaddress
 import logging
 import os
 import signal
@@ -18,8 +17,11 @@ import uvicorn
 
 from homeostat.bundle import load_public_key
 from homeostat.errors import ConfigError
+from homeostat.serving.access import Access
 from homeostat.serving.app import MAX_BODY, App
 from homeostat.serving.dataplane import DataPlane
+from homeostat.serving.exposure import check_exposure, make_tls, parse_host, read_certificate, trusted_proxies
+from homeostat.serving.gate import Gate
 from homeostat.serving.jsonlog import log_to_stderr
 from homeostat.serving.listener import GrpcListener
 from homeostat.serving.metrics import Metrics
@@ -66,17 +68,9 @@ class _Server(uvicorn.Server):  # type: ignore[misc]
 def _bind(host: str, port: int, variable: str, backlog: int = 0) -> socket.socket:
     """Return a bound socket, which listens if there is a backlog.
 
-    Raises ConfigError when the address is not loopback or the port is taken.
+    Raises ConfigError when the host is no address or the port is taken.
     """
-    try:
-        address = ipaddress.ip_address("127.0.0.1" if host == "localhost" else host)
-    except ValueError as error:
-        raise ConfigError(f"HOMEOSTAT_HOST={host!r} is not an IP address; use 127.0.0.1") from error
-    if not address.is_loopback:
-        raise ConfigError(
-            f"HOMEOSTAT_HOST={host}: the server has no authentication yet, and binds to loopback alone; "
-            "use 127.0.0.1 and put a proxy with authentication before it"
-        )
+    address = parse_host(host)
     family = socket.AF_INET6 if address.version == 6 else socket.AF_INET
     bound = socket.socket(family, socket.SOCK_STREAM)
     bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -138,6 +132,10 @@ def _watch(metrics: Metrics, repository: Repository, recorder: Recorder) -> None
 def serve(settings: Settings) -> None:
     """Serve until SIGTERM or SIGINT, then drain; raises ConfigError when it cannot bind."""
     log_to_stderr()
+    proxies = trusted_proxies(settings)
+    access = Access(settings, open_metrics=parse_host(settings.host).is_loopback and not proxies)
+    check_exposure(settings, authenticated=access.required)
+    tls, certificate = make_tls(settings), read_certificate(settings)
     bound = _bind(settings.host, settings.port, "HOMEOSTAT_PORT", BACKLOG)
     bound_grpc = _bind_grpc(settings)
     metrics = Metrics()
@@ -151,7 +149,7 @@ def serve(settings: Settings) -> None:
     plane = DataPlane(repository, recorder, metrics)
     _watch(metrics, repository, recorder)
     config = uvicorn.Config(
-        App(plane),
+        Gate(App(plane), access, metrics.refuse),
         http="httptools",
         loop="uvloop",
         ws="none",
@@ -161,19 +159,23 @@ def serve(settings: Settings) -> None:
         log_config=None,
         server_header=False,
         date_header=False,
-        proxy_headers=False,
+        proxy_headers=bool(proxies),
+        forwarded_allow_ips=proxies,
         backlog=BACKLOG,
         timeout_keep_alive=KEEP_ALIVE_SECONDS,
         timeout_graceful_shutdown=DRAIN_SECONDS,
     )
     server = _Server(config)
-    server.grpc = GrpcListener(plane, bound_grpc, MAX_BODY) if bound_grpc else None
+    server.grpc = GrpcListener(plane, access, bound_grpc, MAX_BODY, certificate) if bound_grpc else None
+    config.load()
+    config.ssl = tls
     recorder.start()
     repository.start()
     gc.collect()
     gc.freeze()  # what is loaded by now stays: the collector need not walk it under traffic
     host, port = bound.getsockname()[:2]
-    log.info("listening on http://%s:%d, process %d", host, port, os.getpid())
+    asked = "a key is asked for" if access.required else "open"
+    log.info("listening on %s://%s:%d, process %d; %s", "https" if tls else "http", host, port, os.getpid(), asked)
     try:
         server.run(sockets=[bound])
     finally:

@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 import numpy as np
 
 from homeostat.dataset import Array
-from homeostat.errors import RequestInvalid
+from homeostat.errors import Forbidden, RequestInvalid
 from homeostat.serving import tensorproto
 from homeostat.serving.dataplane import DataPlane, InferRequest, InferResponse, check_entity, check_id
 from homeostat.serving.protos import message
@@ -243,8 +243,7 @@ class ModelService:
 
     async def _reload(self, request: Any, context: Any) -> NoReturn:
         del request, context
-        raise RequestInvalid(
-            "reloading is for operators, and this server has no authentication to know them by; what answers follows "
-            "the rollout row: homeostat promote, homeostat rollback",
-            status=403,
+        raise Forbidden(
+            "nobody reloads a configuration here; what answers follows the rollout row: homeostat promote, "
+            "homeostat rollback"
         )

@@ -14,11 +14,13 @@ import pytest
 
 from homeostat.bundle import load_public_key
 from homeostat.records import BundleRef
+from homeostat.serving.access import Access
 from homeostat.serving.app import App
 from homeostat.serving.dataplane import DataPlane
 from homeostat.serving.metrics import Metrics
 from homeostat.serving.recorder import Recorder
 from homeostat.serving.repository import Repository
+from homeostat.settings import Settings
 from tests.bundles import Store, identity, make_bundle, rollout, sigmoid, softmax, two_inputs
 from tests.grpc_client import GrpcClient, grpc_server
 
@@ -102,13 +104,17 @@ def zoo(tmp_path_factory: pytest.TempPathFactory) -> Plane:
     return made
 
 
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
 @pytest.fixture(scope="session")
 def client(zoo: Plane) -> Iterator[GrpcClient]:
     """A gRPC client of the zoo."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    with grpc_server(zoo.plane, port, max_message=64 * 1024):
+    port = free_port()
+    with grpc_server(zoo.plane, Access(Settings(home=zoo.home), open_metrics=True), port, max_message=64 * 1024):
         made = GrpcClient(port)
         yield made
         made.close()

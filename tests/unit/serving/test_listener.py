@@ -8,7 +8,9 @@ import socket
 import pytest
 
 from homeostat.errors import ConfigError
+from homeostat.serving.access import Access
 from homeostat.serving.listener import GrpcListener
+from homeostat.settings import Settings
 
 
 def shared() -> socket.socket:
@@ -21,7 +23,7 @@ def test_a_port_taken_while_grpc_is_imported_is_an_error(zoo) -> None:
     """The bound socket keeps the port from all but those who ask to share it, and then listen first."""
 
     async def start() -> None:
-        listener = GrpcListener(zoo.plane, bound, 1024)
+        listener = GrpcListener(zoo.plane, Access(Settings(home=zoo.home), open_metrics=True), bound, 1024)
         try:
             await listener.start()
         finally:
@@ -38,7 +40,7 @@ def test_a_port_taken_while_grpc_is_imported_is_an_error(zoo) -> None:
 
 def test_stop_ends_a_server_that_is_still_starting(zoo) -> None:
     async def start_and_stop() -> None:
-        listener = GrpcListener(zoo.plane, bound, 1024)
+        listener = GrpcListener(zoo.plane, Access(Settings(home=zoo.home), open_metrics=True), bound, 1024)
         task = listener.start()
         await listener.stop(1)
         assert task.done()
