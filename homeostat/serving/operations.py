@@ -11,7 +11,7 @@ from homeostat.serving.versions import statuses
 
 
 def index(plane: DataPlane, *, ready: bool) -> list[dict[str, str]]:
-    """Return name, version, state and reason of each version that the client may use; if `ready`, of those that answer."""
+    """Return name, version, state and reason of each version the client may use; if `ready`, of those that answer."""
     found = []
     client = current.get()
     for name, state in plane.repository.models.items():

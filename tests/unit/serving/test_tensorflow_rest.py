@@ -127,4 +127,4 @@ def test_the_index_and_the_operations(zoo) -> None:
     assert zoo.call("GET", "/v2/repository/index").status_code == 405
     assert zoo.call("POST", "/v2/repository/index", json=[]).status_code == 400
     refused = zoo.call("POST", "/v2/repository/models/toy/unload", json={})
-    assert (refused.status_code, "operators" in refused.json()["error"]) == (403, True)
+    assert (refused.status_code, "rollout row" in refused.json()["error"]) == (403, True)
