@@ -59,21 +59,25 @@ def trained(tmp_path_factory):
     return save_model(model, tmp_path_factory.mktemp("pruning") / "m.keras"), train, validation
 
 
-def test_every_kernel_reaches_the_sparsity_and_the_file_is_untouched(trained):
+@pytest.fixture(scope="module")
+def pruned(trained):
     kept, train, validation = trained
     options = config(compress={"sparsity": 0.75, "pruning_epochs": 3})
-    pruned = prune(load_model(kept), Made(mlp()), options, train, validation)
+    return prune(load_model(kept), Made(mlp()), options, train, validation)
+
+
+def test_every_kernel_reaches_the_sparsity_and_the_file_is_untouched(trained, pruned):
     for layer in ("hidden", "last"):
         kernel = pruned.get_layer(layer).kernel.numpy()
         assert np.count_nonzero(kernel == 0) == round(0.75 * kernel.size)
         assert np.count_nonzero(pruned.get_layer(layer).bias.numpy())
     assert sparsity(pruned) == 0.75
-    assert sparsity(load_model(kept)) == 0.0
+    assert sparsity(load_model(trained[0])) == 0.0
 
 
-def test_a_pruned_model_still_sees_scaled_features(trained):
-    kept, train, validation = trained
-    before, pruned = load_model(kept), prune(load_model(kept), Made(mlp()), config(), train, validation)
+def test_a_pruned_model_still_sees_scaled_features(trained, pruned):
+    kept, _, validation = trained
+    before = load_model(kept)
     scaled = [
         keras.Model(m.inputs, next(la for la in m.layers if "normalization" in la.name).output)
         for m in (before, pruned)

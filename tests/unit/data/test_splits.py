@@ -34,7 +34,7 @@ def datasets(draw) -> Dataset:
     rng = np.random.default_rng(seed)
     grouped = draw(st.sampled_from(["ids", "duplicates", "alone"]))
     entity = rng.integers(0, n // 2, n)
-    time = np.datetime64("2026-01-01") + rng.integers(0, draw(st.integers(20, 1000)), n).astype("timedelta64[h]")
+    time = np.datetime64("2026-01-01") + rng.integers(0, draw(st.integers(200, 1000)), n).astype("timedelta64[h]")
     inputs = rng.normal(size=(n // 2, 3))[entity] if grouped == "duplicates" else rng.normal(size=(n, 3))
     return Dataset.from_arrays(
         inputs, rng.integers(0, 3, n), ids=[f"e{e}" for e in entity] if grouped == "ids" else None, time=time

@@ -22,6 +22,12 @@ def data(tmp_path_factory):
     return record(tmp_path_factory.mktemp("parts"), blobs)
 
 
+@pytest.fixture(scope="module")
+def plain(data, tmp_path_factory):
+    """The defaults of these tests, trained once."""
+    return train(Made(mlp()), config(), data, tmp_path_factory.mktemp("plain"))
+
+
 def weights(trained):
     return np.concatenate([np.ravel(w) for w in load_model(trained.keras).get_weights()])
 
@@ -30,13 +36,12 @@ def files(folder):
     return [path for path in folder.rglob("*") if path.is_file()]
 
 
-def test_one_seed_gives_the_same_weights_and_another_does_not(data, tmp_path):
-    project = Made(mlp())
-    one, two = (train(project, config(), data, tmp_path / str(i)) for i in range(2))
-    other = train(project, config(train={"seed": 2}), data, tmp_path / "other")
-    np.testing.assert_array_equal(weights(one), weights(two))
-    assert not np.array_equal(weights(one), weights(other))
-    assert one.metrics == two.metrics
+def test_one_seed_gives_the_same_weights_and_another_does_not(data, plain, tmp_path):
+    again = train(Made(mlp()), config(), data, tmp_path / "again")
+    other = train(Made(mlp()), config(train={"seed": 2}), data, tmp_path / "other")
+    np.testing.assert_array_equal(weights(plain), weights(again))
+    assert not np.array_equal(weights(plain), weights(other))
+    assert plain.metrics == again.metrics
 
 
 def test_it_learns_and_the_record_tells_of_the_kept_file(data, tmp_path):
@@ -56,10 +61,9 @@ def test_it_learns_and_the_record_tells_of_the_kept_file(data, tmp_path):
     assert [path.name for path in files(tmp_path)] == ["model.keras"]
 
 
-def test_the_kept_file_holds_no_optimizer(data, tmp_path):
-    trained = train(Made(mlp()), config(), data, tmp_path)
-    assert not keras.models.load_model(trained.keras.path).compiled
-    with zipfile.ZipFile(trained.keras.path) as parts, parts.open("model.weights.h5") as weights_file:
+def test_the_kept_file_holds_no_optimizer(plain):
+    assert not keras.models.load_model(plain.keras.path).compiled
+    with zipfile.ZipFile(plain.keras.path) as parts, parts.open("model.weights.h5") as weights_file:
         assert set(h5py.File(weights_file)) == {"layers", "vars"}
 
 
