@@ -19,6 +19,7 @@ from homeostat.bundle import load_public_key
 from homeostat.errors import ConfigError
 from homeostat.serving.access import Access
 from homeostat.serving.app import MAX_BODY, App
+from homeostat.serving.connection import Connection
 from homeostat.serving.dataplane import DataPlane
 from homeostat.serving.exposure import check_exposure, make_tls, parse_host, read_certificate, trusted_proxies
 from homeostat.serving.gate import Gate
@@ -150,7 +151,7 @@ def serve(settings: Settings) -> None:
     _watch(metrics, repository, recorder)
     config = uvicorn.Config(
         Gate(App(plane), access, metrics.refuse),
-        http="httptools",
+        http=Connection,
         loop="uvloop",
         ws="none",
         lifespan="off",
