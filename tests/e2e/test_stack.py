@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -10,6 +11,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import psutil
@@ -61,6 +63,33 @@ class Started:
             time.sleep(0.2)
         assert left_running(self.home) == []
 
+    def stop(self) -> None:
+        """End it as `kill` does, then kill what is left of it."""
+        if self.process.poll() is None:
+            self.process.terminate()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self.process.wait(30)
+        left = processes_of(self.home)
+        for process in left:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+        psutil.wait_procs(left, 10)
+        self.process.wait(10)
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Callable[..., Started]]:
+    """Start a command with this test's folder as its home; it is stopped with the test, also when that fails."""
+    started: list[Started] = []
+
+    def begin(module: str, *words: str, **more: str) -> Started:
+        started.append(Started(module, tmp_path, *words, **more))
+        return started[-1]
+
+    yield begin
+    for command in started:
+        command.stop()
+
 
 def free_port() -> int:
     with socket.socket() as probe:
@@ -68,21 +97,30 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def left_running(home: Path) -> list[str]:
+def processes_of(home: Path) -> list[psutil.Process]:
     """Every process that was given this home, by its environment."""
     found = []
     for process in psutil.process_iter():
         try:
             if process.pid != os.getpid() and str(home) in process.environ().get("HOMEOSTAT_HOME", ""):
-                found.append(" ".join(process.cmdline()))
+                found.append(process)
         except (psutil.NoSuchProcess, psutil.AccessDenied, psutil.ZombieProcess):
             continue
     return found
 
 
+def left_running(home: Path) -> list[str]:
+    """The command lines of what runs with this home."""
+    found = []
+    for process in processes_of(home):
+        with contextlib.suppress(psutil.NoSuchProcess, psutil.ZombieProcess):
+            found.append(" ".join(process.cmdline()))
+    return found
+
+
 @pytest.mark.timeout(900)
-def test_make_run_lives_a_life_and_leaves_a_record(tmp_path: Path) -> None:
-    life = Started("deployments.life", tmp_path, "digits")
+def test_make_run_lives_a_life_and_leaves_a_record(start: Callable[..., Started], tmp_path: Path) -> None:
+    life = start("deployments.life", "digits")
     life.ends(0, 850)
     assert max(len(line) for line in life.output().splitlines() if "/" not in line) <= 80
     record = json.loads((tmp_path / "var" / "run.json").read_text())
@@ -103,8 +141,8 @@ def test_make_run_lives_a_life_and_leaves_a_record(tmp_path: Path) -> None:
 
 
 @pytest.mark.timeout(600)
-def test_ctrl_c_stops_everything(tmp_path: Path) -> None:
-    life = Started("deployments.life", tmp_path, "digits")
+def test_ctrl_c_stops_everything(start: Callable[..., Started]) -> None:
+    life = start("deployments.life", "digits")
     life.wait_for("a model is born", 200)
     time.sleep(8)  # in the middle of the flow run; tests/flows interrupts each stage
     life.process.send_signal(signal.SIGINT)
@@ -115,20 +153,20 @@ def test_ctrl_c_stops_everything(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP], ids=["ctrl-c", "the terminal is closed"])
 @pytest.mark.timeout(300)
-def test_make_up_runs_until_it_is_stopped(tmp_path: Path, number: signal.Signals) -> None:
-    stack = Started("deployments.stack", tmp_path)
+def test_make_up_runs_until_it_is_stopped(start: Callable[..., Started], number: signal.Signals) -> None:
+    stack = start("deployments.stack")
     stack.wait_for("the stack is ready", 200)
     assert re.search(r"[1-9]\d* deployments registered", stack.output())
     stack.process.send_signal(number)
     stack.ends(0, 60)
 
 
-def test_a_busy_port_is_named(tmp_path: Path) -> None:
+def test_a_busy_port_is_named(start: Callable[..., Started]) -> None:
     with socket.socket() as busy:
         busy.bind(("127.0.0.1", 0))
         busy.listen()
         port = busy.getsockname()[1]
-        stack = Started("deployments.stack", tmp_path, HOMEOSTAT_MLFLOW_PORT=str(port))
+        stack = start("deployments.stack", HOMEOSTAT_MLFLOW_PORT=str(port))
         stack.ends(1, 60)
     assert f"port {port} (mlflow)" in stack.output()
     assert "HOMEOSTAT_MLFLOW_PORT" in stack.output()
