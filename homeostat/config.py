@@ -76,7 +76,9 @@ class TrainConfig(Section):
     early_stopping: EarlyStopping | None = None
     class_weights: Literal["none", "balanced"] = "none"
     seed: int = Field(1, ge=0)
-    mixed_precision: bool = Field(False, description="float16 compute on a GPU that has it")
+    mixed_precision: bool = Field(
+        False, description="train in float16; weights, file and graph are float32. A GPU gains by it, a CPU loses"
+    )
 
     @model_validator(mode="after")
     def _warmup_within_epochs(self) -> TrainConfig:

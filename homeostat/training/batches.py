@@ -63,3 +63,8 @@ def balanced_weights(target: Array) -> Array:
     classes, inverse, counts = np.unique(target, return_inverse=True, return_counts=True)
     weights: Array = (len(target) / (len(classes) * counts)).astype(np.float32)[inverse]
     return weights
+
+
+def even_rows(data: Dataset, replicas: int) -> Dataset:
+    """Return the rows without the last few, so that each replica gets as many: Keras fails at uneven shares."""
+    return data.take(np.arange(len(data) - len(data) % replicas)) if len(data) % replicas else data

@@ -18,9 +18,9 @@ from homeostat.errors import ConfigError, TrainingFailed
 from homeostat.model import arrange, save_model
 from homeostat.project import Project
 from homeostat.records import DatasetRecord, Task, TrainedModel
-from homeostat.training.batches import Augmented, augments, balanced_weights
+from homeostat.training.batches import Augmented, augments, balanced_weights, even_rows
 from homeostat.training.schedules import SetLearningRate
-from homeostat.training.strategy import choose_strategy
+from homeostat.training.strategy import choose_strategy, dtype_policy, round_up
 
 OnEpoch = Callable[[int, dict[str, float]], None]
 
@@ -113,6 +113,23 @@ def make_reproducible(seed: int) -> None:
     tf.config.experimental.enable_op_determinism()
 
 
+def _build(project: Project, rows: Dataset) -> keras.Model:
+    model = project.build_model(rows)
+    if not isinstance(model, keras.Model):
+        raise ConfigError(f"{type(project).__name__}.build_model returned {type(model).__name__}, not a keras.Model")
+    return model
+
+
+def _compile(model: keras.Model, config: ProjectConfig, train: Dataset, validation: Dataset) -> None:
+    classes = max(len(train.classes), int(max(train.target.max(), validation.target.max())) + 1)
+    loss = _loss(model, config.task, classes)
+    if config.task == "classification":
+        _check_probabilities(model, train)
+    measures = ["accuracy"] if config.task == "classification" else ["mean_absolute_error"]
+    jit: Any = "auto" if tf.config.list_physical_devices("GPU") else False  # XLA on a CPU costs seconds and gains none
+    model.compile(optimizer=_optimizer(config.train), loss=loss, metrics=measures, jit_compile=jit)
+
+
 def fit_model(
     model: keras.Model,
     project: Project,
@@ -127,24 +144,21 @@ def fit_model(
     Raises ConfigError when the model does not fit data and task, TrainingFailed at a loss that
     is not finite. With early stopping, the best weights are restored.
     """
-    options, arranged = config.train, arrange(model, train.inputs)
+    options, replicas = config.train, model.distribute_strategy.num_replicas_in_sync
+    train, validation = even_rows(train, replicas), even_rows(validation, replicas)
+    batch_size = round_up(options.batch_size, replicas)
+    arranged = arrange(model, train.inputs)
     _check_inputs(model, train)
-    classes = max(len(train.classes), int(max(train.target.max(), validation.target.max())) + 1)
-    loss = _loss(model, config.task, classes)
-    if config.task == "classification":
-        _check_probabilities(model, train)
-    measures = ["accuracy"] if config.task == "classification" else ["mean_absolute_error"]
-    jit: Any = "auto" if tf.config.list_physical_devices("GPU") else False  # XLA on a CPU costs seconds and gains none
-    model.compile(optimizer=_optimizer(options), loss=loss, metrics=measures, jit_compile=jit)
+    _compile(model, config, train, validation)
     balanced = options.class_weights == "balanced" and config.task == "classification"
     weights = balanced_weights(train.target) if balanced else None
     if augments(project):
-        augmented = Augmented(model, project, train, options.batch_size, options.seed, weights)
+        augmented = Augmented(model, project, train, batch_size, options.seed, weights)
         rows: dict[str, Any] = {"x": augmented.dataset(), "shuffle": False}
     else:  # Keras' own way is a quarter faster than a generator
-        rows = {"x": arranged, "y": train.target, "sample_weight": weights, "batch_size": options.batch_size}
+        rows = {"x": arranged, "y": train.target, "sample_weight": weights, "batch_size": batch_size}
     watch = _Watch(on_epoch)
-    steps = math.ceil(len(train) / options.batch_size)
+    steps = math.ceil(len(train) / batch_size)
     every: list[keras.callbacks.Callback] = [SetLearningRate(options, steps), *callbacks, watch]
     if options.early_stopping is not None:
         stop = options.early_stopping
@@ -159,13 +173,25 @@ def fit_model(
             **rows,
             epochs=options.epochs,
             validation_data=held_out,
-            validation_batch_size=1024,
+            validation_batch_size=round_up(1024, replicas),
             callbacks=every,
             verbose=0,
         )
     except tf.errors.OpError as error:  # what augment raises arrives as one too
         raise TrainingFailed(f"training stopped in epoch {watch.epochs + 1}: {error.message!s:.500}") from error
     return watch.epochs
+
+
+def _plain_copy(
+    model: keras.Model, project: Project, config: ProjectConfig, rows: Dataset, validation: Dataset
+) -> keras.Model:
+    """Return the model as it is kept and exported: float32 throughout, on one device, with the same weights."""
+    make_reproducible(config.train.seed)
+    with dtype_policy("float32"):
+        plain = _build(project, rows)
+    plain.set_weights(model.get_weights())
+    _compile(plain, config, rows, validation)
+    return plain
 
 
 def train(
@@ -179,17 +205,13 @@ def train(
     rows, validation = Dataset.load(record.parts["train"]), Dataset.load(record.parts["validation"])
     make_reproducible(config.train.seed)
     strategy, device = choose_strategy()
-    keras.mixed_precision.set_global_policy(
-        "mixed_float16" if config.train.mixed_precision and device != "CPU" else "float32"
-    )
+    mixed = config.train.mixed_precision
     started = time.monotonic()
-    with strategy.scope():
-        model = project.build_model(rows)
-        if not isinstance(model, keras.Model):
-            raise ConfigError(
-                f"{type(project).__name__}.build_model returned {type(model).__name__}, not a keras.Model"
-            )
+    with dtype_policy("mixed_float16" if mixed else "float32"), strategy.scope():
+        model = _build(project, rows)
         epochs = fit_model(model, project, config, rows, validation, on_epoch=on_epoch)
+    if mixed or strategy.num_replicas_in_sync > 1:
+        model = _plain_copy(model, project, config, rows, validation)
     found = model.evaluate(
         arrange(model, validation.inputs), validation.target, batch_size=1024, verbose=0, return_dict=True
     )

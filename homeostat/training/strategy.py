@@ -1,9 +1,12 @@
-"""Where training runs: every GPU of the machine through tf.distribute, else the CPU."""
+"""Where training runs and how precisely: every GPU of the machine through tf.distribute, else the CPU."""
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
+import keras
 import tensorflow as tf
 
 
@@ -13,3 +16,19 @@ def choose_strategy() -> tuple[Any, str]:
     if len(gpus) > 1:
         return tf.distribute.MirroredStrategy(), f"{len(gpus)} GPUs"
     return tf.distribute.get_strategy(), "GPU" if gpus else "CPU"
+
+
+@contextlib.contextmanager
+def dtype_policy(name: str) -> Iterator[None]:
+    """Set Keras' global policy, such as `mixed_float16`, for the layers built inside; afterwards it is as before."""
+    before = keras.config.dtype_policy()
+    keras.config.set_dtype_policy(name)
+    try:
+        yield
+    finally:
+        keras.config.set_dtype_policy(before)
+
+
+def round_up(batch_size: int, replicas: int) -> int:
+    """Return the next batch size that every replica has an equal share of."""
+    return -(-batch_size // replicas) * replicas
