@@ -316,8 +316,11 @@ def ledger() -> None:
 
 @ledger.command()
 def verify() -> None:
-    """Check the ledger's hash chain, and the rollout rows against it."""
-    count = _store(_settings()).verify()
+    """Check the ledger's hash chain, the rollout rows, and what the server here remembers."""
+    from homeostat.serving.memory import Memory
+
+    settings = _settings()
+    count = _store(settings).verify(Memory(settings.home / "serving").read())
     click.echo(f"The ledger holds: {count} {'entry' if count == 1 else 'entries'}.")
 
 

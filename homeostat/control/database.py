@@ -4,14 +4,23 @@ from __future__ import annotations
 
 import logging
 import sqlite3
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from sqlalchemy import Connection, Engine, create_engine, event, insert, inspect, select
 from sqlalchemy.engine import URL, make_url
-from sqlalchemy.exc import ArgumentError, DBAPIError, InterfaceError, NoSuchModuleError, OperationalError
+from sqlalchemy.exc import (
+    ArgumentError,
+    DataError,
+    DBAPIError,
+    InterfaceError,
+    NoSuchModuleError,
+    OperationalError,
+)
 from sqlalchemy.pool import NullPool
 
 from homeostat.control.tables import head, metadata
@@ -48,20 +57,33 @@ def _on_sqlite_begin(connection: Connection) -> None:
     connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
 
 
+def _on_postgresql_begin(milliseconds: int, connection: Connection) -> None:
+    if connection.get_execution_options().get("writes", False):
+        connection.exec_driver_sql(f"SET LOCAL lock_timeout = {milliseconds}")  # by itself it waits for ever
+
+
 class Database:
-    """An engine without a pool (decisions are rare), and transactions whose failures are of our tree."""
+    """An engine, and transactions whose failures are of our tree.
+
+    SQLite opens its file anew each time; PostgreSQL keeps one connection for the server that asks
+    ten times a second, and opens more while they are needed.
+    """
 
     def __init__(self, url: str, *, timeout_seconds: float = 5.0) -> None:
         self.url = _parse(url)
         self.where = self.url.render_as_string(hide_password=True)
         self.engine = self._engine(timeout_seconds)
         self._ready = False
+        weakref.finalize(self, self.engine.dispose)  # a store is dropped, not closed
 
     def _engine(self, timeout_seconds: float) -> Engine:
         sqlite = self.url.get_backend_name() == "sqlite"
-        arguments = {"timeout": timeout_seconds} if sqlite else {"connect_timeout": max(1, round(timeout_seconds))}
+        options: dict[str, Any] = {"poolclass": NullPool, "connect_args": {"timeout": timeout_seconds}}
+        if not sqlite:
+            waits = {"connect_timeout": max(1, round(timeout_seconds))}
+            options = {"pool_size": 1, "max_overflow": -1, "pool_pre_ping": True, "connect_args": waits}
         try:
-            engine = create_engine(self.url, poolclass=NullPool, connect_args=arguments)
+            engine = create_engine(self.url, **options)
         except NoSuchModuleError as error:
             raise ConfigError(f"HOMEOSTAT_CONTROL_URL {self.where}: {error}; use sqlite or postgresql") from error
         except ModuleNotFoundError as error:
@@ -71,6 +93,8 @@ class Database:
         if sqlite:
             event.listen(engine, "connect", _on_sqlite_connect)
             event.listen(engine, "begin", _on_sqlite_begin)
+        else:
+            event.listen(engine, "begin", partial(_on_postgresql_begin, round(timeout_seconds * 1000)))
         return engine
 
     @contextmanager
@@ -135,6 +159,8 @@ class Database:
                     f"control store {self.where} does not answer: {cause}; "
                     "is it running, reachable, and not held by another process?"
                 ) from error
+            if isinstance(error, DataError):  # PostgreSQL holds columns to their length
+                raise ControlError(f"control store {self.where} refuses a value: {cause}; shorten it") from error
             raise ControlError(
                 f"control store {self.where} cannot be used: {cause}; restore it from a backup, "
                 "then run `homeostat ledger verify`"

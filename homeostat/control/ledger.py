@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields, is_dataclass
 from datetime import datetime
 from pathlib import PurePath
@@ -20,7 +20,7 @@ from sqlalchemy import Connection, Row, insert, select, update
 from homeostat.control.database import GENESIS
 from homeostat.control.tables import head, ledger, rollout
 from homeostat.errors import ControlError, LedgerBroken
-from homeostat.records import LedgerEntry
+from homeostat.records import LedgerEntry, Rollout
 
 CHANGES_CHAMPION = ("promote", "rollback")
 """Actions that put another version live."""
@@ -80,12 +80,13 @@ def entry_of(row: Row[Any]) -> LedgerEntry:
     return LedgerEntry(**values)
 
 
-def verify(connection: Connection) -> int:
+def verify(connection: Connection, served: Sequence[Rollout] = ()) -> int:
     """Walk the whole chain and hold the rollout rows against it; return the number of entries.
 
-    Raises LedgerBroken that names the sequence at which an edit, a deletion, an insertion or a
-    new order shows. Whoever can write the database can also rebuild the whole chain: keep a
-    copy of the last hash elsewhere where that matters.
+    served: rows that a server remembers, whose decisions the ledger must hold too. Raises
+    LedgerBroken that names the sequence at which an edit, a deletion, an insertion or a new order
+    shows. Whoever can write the database can also rebuild the whole chain: keep a copy of the last
+    hash elsewhere where that matters.
     """
     end = connection.execute(select(head)).one_or_none()
     if end is None:
@@ -93,6 +94,7 @@ def verify(connection: Connection) -> int:
     sequence, previous = 0, GENESIS
     last: dict[str, LedgerEntry] = {}
     live: dict[str, LedgerEntry] = {}
+    champions: dict[str, list[LedgerEntry]] = {}
     for row in connection.execute(select(ledger).order_by(ledger.c.sequence)):
         sequence += 1
         if row.sequence != sequence:
@@ -103,9 +105,12 @@ def verify(connection: Connection) -> int:
         last[entry.model] = entry
         if entry.action in CHANGES_CHAMPION:
             live[entry.model] = entry
+            champions.setdefault(entry.model, []).append(entry)
     if (end.sequence, end.hash) != (sequence, previous):
         raise LedgerBroken(f"the ledger ends at entry {sequence}, but its head names entry {end.sequence}")
     _check_rows(connection, last, live)
+    for remembered in served:
+        _check_served(remembered, last.get(remembered.model), champions.get(remembered.model, []))
     return sequence
 
 
@@ -135,3 +140,23 @@ def _check_rows(connection: Connection, last: dict[str, LedgerEntry], live: dict
                 f"the rollout row of {model} (generation {found[0]}, champion v{found[1]}) is not what ledger entry "
                 f"{last[model].sequence} left (generation {expected[0]}, champion v{expected[1]}): edited by hand?"
             )
+
+
+def _check_served(row: Rollout, last: LedgerEntry | None, champions: Sequence[LedgerEntry]) -> None:
+    """Hold what a server remembers against the decisions about its model, oldest first."""
+    champion = f"v{row.champion.version}" if row.champion else "no champion"
+    known = last.generation if last else 0
+    if known < row.generation:
+        raise LedgerBroken(
+            f"the ledger is shorter than what was served: the server here had {row.model} at generation "
+            f"{row.generation} ({champion}), and the ledger ends at generation {known}. The control store was made "
+            "anew, or restored from an older backup, or HOMEOSTAT_CONTROL_URL names another one: restore the newest "
+            f"backup. If you began anew on purpose, remove serving/{row.model}.json under HOMEOSTAT_HOME"
+        )
+    then = [entry for entry in champions if entry.generation <= row.generation]
+    found = (then[-1].version, then[-1].sha256) if then else (None, None)
+    if found != ((row.champion.version, row.champion.sha256) if row.champion else (None, None)):
+        raise LedgerBroken(
+            f"the ledger is not the one that was served: the server here had {row.model} {champion} at generation "
+            f"{row.generation}, and the ledger says v{found[0]} ({str(found[1])[:12]}); restore the newest backup"
+        )

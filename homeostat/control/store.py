@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
@@ -100,13 +100,14 @@ class ControlStore:
                 raise NotFound(f"model {model} had no champion at {at}; see `homeostat history {model}`")
             return chain.entry_of(row)
 
-    def verify(self) -> int:
+    def verify(self, served: Sequence[Rollout] = ()) -> int:
         """Check the whole ledger, and the rollout rows against it; return the number of entries.
 
-        Raises LedgerBroken that names the sequence. Holds the write lock meanwhile.
+        served: rows that a server remembers, whose decisions the ledger must hold too. Raises
+        LedgerBroken that names the sequence. Holds the write lock meanwhile.
         """
         with self._database.write() as connection:
-            return chain.verify(connection)
+            return chain.verify(connection, served)
 
     def register_bundle(self, ref: BundleRef) -> None:
         """Remember a version's bundle, so that it can be promoted by number.

@@ -164,6 +164,15 @@ class Repository:
             log.error("the rollout row of %r is passed over: that is no model name", row.model)
             self._seen[row.model] = row
             return
+        seen = self._seen.get(row.model)
+        if seen is not None and row.generation < seen.generation:
+            log.error(
+                "%s: the rollout row went back from generation %d to %d: the control store was made anew or restored; "
+                "its newest decisions are missing",
+                row.model,
+                seen.generation,
+                row.generation,
+            )
         before = self.models.get(row.model, ModelState(row.model))
         self._replace(before, expected=row.champion is not None)
         problems: dict[int, str] = {}

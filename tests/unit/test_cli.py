@@ -17,6 +17,7 @@ from homeostat import __version__
 from homeostat.cli import main
 from homeostat.control.store import ControlStore
 from homeostat.records import BundleRef
+from homeostat.serving.memory import Memory
 from homeostat.settings import load_settings
 from tests.bundles import make_bundle
 
@@ -173,6 +174,18 @@ def test_an_edited_ledger_is_reported(store, home):
     result = run("ledger", "verify")
     assert result.exit_code == 1
     assert result.stderr == "Error: ledger entry 2 (promote of digits) was edited\n"
+
+
+def test_a_control_store_made_anew_is_reported(store, home):
+    Memory(home / "var" / "serving").write(store.row("digits"), [])
+    assert good("ledger", "verify") == "The ledger holds: 3 entries.\n"
+    for path in (home / "var").glob("control.db*"):
+        path.unlink()
+    result = run("ledger", "verify")
+    assert result.exit_code == 1
+    assert "shorter than what was served: the server here had digits at generation 3 (v1)" in result.stderr
+    (home / "var" / "serving" / "digits.json").unlink()
+    assert good("ledger", "verify") == "The ledger holds: 0 entries.\n"
 
 
 def test_a_wrong_environment_names_the_variable(home, monkeypatch):

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-import sqlite3
-from dataclasses import asdict
-from pathlib import Path
+from dataclasses import asdict, replace
 
 import pytest
+from sqlalchemy import create_engine, make_url
+from sqlalchemy.exc import DBAPIError
 
 from homeostat.control.store import ControlStore
 from homeostat.errors import LedgerBroken
-from homeostat.records import BundleRef
+from homeostat.records import BundleRef, Rollout
 
 WHY = {"actor": "test", "reason": "because"}
 
@@ -29,27 +29,32 @@ def two_versions(store: ControlStore) -> None:
 
 
 @pytest.fixture
-def path(tmp_path: Path) -> Path:
-    return tmp_path / "control.db"
-
-
-@pytest.fixture
-def store(path: Path) -> ControlStore:
-    store = ControlStore(f"sqlite:///{path}")
+def store(url: str) -> ControlStore:
+    store = ControlStore(url)
     two_versions(store)
     store.record("digits", "verdict", actor="flow", reason="señal ✓", evidence={"gain": 0.1})
     store.rollback("digits", expected_generation=4, **WHY)
     return store
 
 
-def tamper(path: Path, *statements: str) -> None:
-    connection = sqlite3.connect(path)
-    connection.execute("DROP TRIGGER ledger_no_update")
-    connection.execute("DROP TRIGGER ledger_no_delete")
-    for statement in statements:
-        connection.execute(statement)
-    connection.commit()
-    connection.close()
+UNLOCK = {
+    "sqlite": ["DROP TRIGGER ledger_no_update", "DROP TRIGGER ledger_no_delete"],
+    "postgresql": ["DROP TRIGGER ledger_no_change ON ledger"],
+}
+
+
+def execute(url: str, *statements: str) -> None:
+    engine = create_engine(url)
+    try:
+        with engine.begin() as connection:
+            for statement in statements:
+                connection.exec_driver_sql(statement)
+    finally:
+        engine.dispose()
+
+
+def tamper(url: str, *statements: str) -> None:
+    execute(url, *UNLOCK[make_url(url).get_backend_name()], *statements)
 
 
 def test_the_hash_can_be_computed_by_anybody(store):
@@ -63,12 +68,10 @@ def test_the_hash_can_be_computed_by_anybody(store):
     assert store.verify() == 6
 
 
-@pytest.mark.parametrize("statement", ["UPDATE ledger SET reason = 'x'", "DELETE FROM ledger"])
-def test_the_database_refuses_to_change_an_entry(store, path, statement):
-    connection = sqlite3.connect(path)
-    with pytest.raises(sqlite3.IntegrityError, match="append-only"):
-        connection.execute(statement)
-    connection.close()
+@pytest.mark.parametrize("statement", ["UPDATE ledger SET reason = 'x'", "DELETE FROM ledger", "TRUNCATE ledger"])
+def test_the_database_refuses_to_change_an_entry(store, url, statement):
+    with pytest.raises(DBAPIError, match=r"append-only|syntax error"):  # SQLite has no TRUNCATE
+        execute(url, statement)
     assert store.verify() == 6
 
 
@@ -93,15 +96,15 @@ def test_the_database_refuses_to_change_an_entry(store, path, statement):
         ("UPDATE rollout SET model = 'x'", "digits has no rollout row"),
     ],
 )  # fmt: skip
-def test_tampering_is_found_and_the_place_is_named(store, path, statements, message):
-    tamper(path, statements)
+def test_tampering_is_found_and_the_place_is_named(store, url, statements, message):
+    tamper(url, statements)
     with pytest.raises(LedgerBroken, match=message):
         store.verify()
 
 
-def test_a_new_order_is_found(store, path):
+def test_a_new_order_is_found(store, url):
     tamper(
-        path,
+        url,
         "UPDATE ledger SET sequence = -1 WHERE sequence = 2",
         "UPDATE ledger SET sequence = 2 WHERE sequence = 3",
         "UPDATE ledger SET sequence = 3 WHERE sequence = -1",
@@ -110,16 +113,36 @@ def test_a_new_order_is_found(store, path):
         store.verify()
 
 
-def test_entries_closed_up_after_a_deletion_are_found(store, path):
-    tamper(
-        path, "DELETE FROM ledger WHERE sequence = 2", "UPDATE ledger SET sequence = sequence - 1 WHERE sequence > 2"
-    )
+def test_entries_closed_up_after_a_deletion_are_found(store, url):
+    tamper(url, "DELETE FROM ledger WHERE sequence = 2", "UPDATE ledger SET sequence = sequence - 1 WHERE sequence > 2")
     with pytest.raises(LedgerBroken, match="entry 2 does not follow entry 1"):
         store.verify()
 
 
-def test_a_champion_put_in_by_hand_is_found(store, path):
+def test_a_champion_put_in_by_hand_is_found(store, url):
     forged = json.dumps(asdict(ref(2)))
-    tamper(path, f"UPDATE rollout SET champion = '{forged}'")
+    tamper(url, f"UPDATE rollout SET champion = '{forged}'")
     with pytest.raises(LedgerBroken, match=r"champion v2.*edited by hand"):
         store.verify()
+
+
+def test_what_the_server_remembers_is_held_against_the_ledger(store):
+    row = store.row("digits")
+    earlier = replace(row, generation=4, champion=ref(2))  # the server was down since
+    assert store.verify([row]) == store.verify([earlier]) == 6
+    assert store.verify([Rollout("digits", 1, None, ref(1), None, since="")]) == 6
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"generation": 6}, r"shorter than what was served.*digits at generation 6 \(v1\).*ends at generation 5"),
+        ({"model": "other"}, "shorter than what was served.*other at generation 5.*ends at generation 0.*other.json"),
+        ({"champion": ref(2)}, r"not the one that was served.*digits v2 at generation 5.*says v1"),
+        ({"champion": None}, r"not the one that was served.*digits no champion at generation 5.*says v1"),
+        ({"generation": 1}, r"not the one that was served.*digits v1 at generation 1.*says vNone"),
+    ],
+)
+def test_a_ledger_that_lacks_what_was_served_is_found(store, changes, message):
+    with pytest.raises(LedgerBroken, match=message):
+        store.verify([replace(store.row("digits"), **changes)])

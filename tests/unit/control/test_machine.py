@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import tempfile
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
 
 from homeostat.control.store import ControlStore
 from homeostat.errors import Conflict, ControlError, NotFound
@@ -35,18 +33,13 @@ VERSIONS = st.integers(1, 4)
 
 
 class Rollouts(RuleBasedStateMachine):
-    def __init__(self) -> None:
+    def __init__(self, url: str) -> None:
         super().__init__()
-        self.folder = tempfile.TemporaryDirectory()
-        url = f"sqlite:///{Path(self.folder.name)}/control.db"
         self.store = ControlStore(url, clock=Clock())
         self.generation, self.champion, self.challenger, self.previous = 0, None, None, None
         self.seen: set[int] = set()
         self.champions: list[int] = []
         self.entries = 0
-
-    def teardown(self) -> None:
-        self.folder.cleanup()
 
     def bump(self) -> None:
         self.generation += 1
@@ -120,7 +113,6 @@ class Rollouts(RuleBasedStateMachine):
             assert self.store.champion_at("m", datetime.fromisoformat(entry.time)) == entry
 
 
-TestRollouts = Rollouts.TestCase
-TestRollouts.settings = settings(
-    max_examples=25, stateful_step_count=12, deadline=None, suppress_health_check=list(HealthCheck)
-)
+def test_any_sequence_of_changes(make_url):
+    few = settings(max_examples=25, stateful_step_count=12, deadline=None, suppress_health_check=list(HealthCheck))
+    run_state_machine_as_test(lambda: Rollouts(make_url()), settings=few)

@@ -7,7 +7,6 @@ import subprocess
 import sys
 import threading
 import time
-from pathlib import Path
 
 import pytest
 
@@ -50,8 +49,8 @@ while True:
 """
 
 
-def test_one_thread_wins_per_generation(tmp_path):
-    url, rounds, racers = f"sqlite:///{tmp_path}/control.db", 10, 8
+def test_one_thread_wins_per_generation(url):
+    rounds, racers = 10, 8
     store = ControlStore(url, timeout_seconds=20)
     for version in range(1, racers + 1):
         store.register_bundle(ref(version))
@@ -84,8 +83,7 @@ def test_one_thread_wins_per_generation(tmp_path):
     assert store.verify() == rounds + 1 == store.generation("digits")
 
 
-def test_one_process_wins(tmp_path):
-    url = f"sqlite:///{tmp_path}/control.db"
+def test_one_process_wins(url, tmp_path):
     store = ControlStore(url)
     for version in range(1, 6):
         store.register_bundle(ref(version))
@@ -105,13 +103,13 @@ def test_one_process_wins(tmp_path):
     assert store.verify() == 2
 
 
-def test_eight_threads_may_create_the_store_at_once(tmp_path):
+def test_eight_threads_may_create_the_store_at_once(url):
     barrier, failures = threading.Barrier(8), []
 
     def create(number: int) -> None:
         barrier.wait(30)
         try:
-            store = ControlStore(f"sqlite:///{tmp_path}/new/control.db", timeout_seconds=20)
+            store = ControlStore(url, timeout_seconds=20)
             store.register_bundle(ref(number, model=f"model{number}"))
         except Exception as error:  # noqa: BLE001 (reported below)
             failures.append(error)
@@ -122,13 +120,12 @@ def test_eight_threads_may_create_the_store_at_once(tmp_path):
     for thread in threads:
         thread.join()
     assert failures == []
-    store = ControlStore(f"sqlite:///{tmp_path}/new/control.db")
+    store = ControlStore(url)
     assert all(store.bundle(f"model{number}", number) for number in range(8))
 
 
 @pytest.mark.parametrize("lines", [1, 7, 30])
-def test_kill_9_leaves_a_whole_store(tmp_path: Path, lines):
-    url = f"sqlite:///{tmp_path}/control.db"
+def test_kill_9_leaves_a_whole_store(url, lines):
     store = ControlStore(url)
     for version in (1, 2):
         store.register_bundle(ref(version))

@@ -181,6 +181,17 @@ def test_a_refused_version_is_not_remembered(plane):
     assert json.loads((plane.home / "serving" / "toy.json").read_text())["row"]["champion"]["version"] == 1
 
 
+def test_a_row_that_went_back_is_followed_and_reported(plane, caplog):
+    one, two = make_bundle(plane.home, 1), make_bundle(plane.home, 2)
+    plane.store.put(rollout(two, 7, previous=one))
+    plane.repository.poll()
+    assert caplog.messages == []
+    plane.store.put(rollout(one, 1))
+    plane.repository.poll()
+    assert answer(plane) == ("1", [4.0])
+    assert "toy: the rollout row went back from generation 7 to 1" in caplog.text
+
+
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"row": {}, "verified": {}}', '{"row": {"champion": 1}}'])
 def test_a_damaged_memory_is_passed_over(plane, text):
     (plane.home / "serving").mkdir()
