@@ -174,4 +174,9 @@ def version_tags(
         "metric_low": f"{primary.low:.6g}",
         "metric_high": f"{primary.high:.6g}",
     }
-    return {name: str(value) for name, value in (facts | asdict(lineage)).items()}
+    return {name: str(value) for name, value in facts.items()} | lineage_tags(lineage)
+
+
+def lineage_tags(lineage: Lineage) -> dict[str, str]:
+    """Return the tags of an MLflow version that say where it comes from."""
+    return {name: str(value) for name, value in asdict(lineage).items()}

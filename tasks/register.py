@@ -60,5 +60,6 @@ def register(
         held_out.classes,
     )
     ControlStore(at.settings.control_url).register_bundle(bundle)
+    # only now: the control store refuses another bundle for a version that is live
     at.registry.describe(run, at.config.name, version, lineage, card)
     return ModelVersion(at.config.name, version, run.mlflow_run_id, bundle)

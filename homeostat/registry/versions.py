@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from homeostat.card import description, version_tags
+from homeostat.card import description, lineage_tags, version_tags
 from homeostat.config import ProjectConfig
 from homeostat.dataset import Array, read_artifact
 from homeostat.errors import RegistryError
@@ -22,8 +22,6 @@ from homeostat.registry.connection import Connection, quiet
 from homeostat.registry.tracking import PIPELINE
 
 logger = logging.getLogger(__name__)
-
-PARENT = "parent_version"
 
 
 class Versions(Connection):
@@ -79,13 +77,16 @@ class Versions(Connection):
         return int(version.version)
 
     def describe(self, run: RunRef, model: str, version: int, lineage: Lineage, card: str) -> None:
-        """Let the card and the parent of a version follow when it was compared with another champion since."""
+        """Let a version's card and lineage follow a bundle that a re-run of its pipeline has built anew."""
         with self._calls() as client:
-            if client.get_model_version(model, str(version)).tags.get(PARENT) == str(lineage.parent_version):
+            known = client.get_model_version(model, str(version)).tags
+            changed = lineage_tags(lineage).items() - known.items()
+            if not changed:
                 return
             client.log_text(run.mlflow_run_id, card, "model_card.md")
             client.update_model_version(model, str(version), description(card))
-            client.set_model_version_tag(model, str(version), PARENT, str(lineage.parent_version))
+            for name, value in changed:  # last: what is cut off before is done again
+                client.set_model_version_tag(model, str(version), name, value)
 
     def _version_of(self, client: Any, model: str, pipeline_id: str) -> int | None:
         versions = client.search_model_versions(f"name = '{model}' and tags.`{PIPELINE}` = '{pipeline_id}'")

@@ -7,6 +7,7 @@ import json
 import multiprocessing
 import os
 import signal
+from dataclasses import replace
 from pathlib import Path
 
 import mlflow
@@ -118,6 +119,31 @@ def test_a_version_that_was_made_before_ctrl_c_is_kept_and_found_again(registry,
             registry.register(run, **parts)
     assert registry.register(run, **parts) == 1
     assert logged_models(client, run) == [client.get_model_version(model, "1").source]
+
+
+def test_card_and_lineage_of_a_version_follow_a_bundle_that_was_built_anew(registry, client, model, parts, monkeypatch):
+    run = registry.start_run(model, "p1")
+    assert registry.register(run, **parts) == 1
+    before = client.get_model_version(model, "1")
+    lineage = replace(parts["lineage"], parent_version=8, git_commit="b" * 40)
+
+    def cut_off(*_args, **_keywords):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as broken:
+        for step in ("log_text", "update_model_version", "set_model_version_tag"):
+            broken.setattr(client, step, cut_off)
+        registry.describe(run, model, 1, parts["lineage"], "the same lineage: nothing is written")
+    assert client.get_model_version(model, "1") == before
+    with monkeypatch.context() as broken:
+        broken.setattr(client, "set_model_version_tag", cut_off)
+        with pytest.raises(KeyboardInterrupt):
+            registry.describe(run, model, 1, lineage, "# cut off")
+    registry.describe(run, model, 1, lineage, "# new")
+    after = client.get_model_version(model, "1")
+    assert after.description == "# new"
+    assert mlflow.artifacts.load_text(f"runs:/{run.mlflow_run_id}/model_card.md") == "# new"
+    assert after.tags == before.tags | {"parent_version": "8", "git_commit": "b" * 40}
 
 
 STEPS = [
