@@ -10,11 +10,11 @@ from typing import Any
 
 import grpc
 
-from homeostat.serving import grpcserver
-from homeostat.serving.access import Access
-from homeostat.serving.app import MAX_BODY
+from homeostat.serving.access.authorization import Access
 from homeostat.serving.dataplane import DataPlane
+from homeostat.serving.grpc.server import start
 from homeostat.serving.protos import message, service
+from homeostat.serving.rest.app import MAX_BODY
 
 INFERENCE = "inference.GRPCInferenceService"
 PREDICTION = "tensorflow.serving.PredictionService"
@@ -50,7 +50,7 @@ def grpc_server(plane: DataPlane, access: Access, port: int, max_message: int = 
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever)
     thread.start()
-    started = asyncio.run_coroutine_threadsafe(grpcserver.start(plane, access, f"127.0.0.1:{port}", max_message), loop)
+    started = asyncio.run_coroutine_threadsafe(start(plane, access, f"127.0.0.1:{port}", max_message), loop)
     try:
         server = started.result(20)
         yield

@@ -16,9 +16,9 @@ import orjson
 from homeostat.client import current
 from homeostat.dataset import Array
 from homeostat.errors import RequestInvalid
-from homeostat.serving.capture import LABELS, REQUEST, frame
+from homeostat.serving.capture.recorder import Recorder
+from homeostat.serving.capture.writer import LABELS, REQUEST, frame
 from homeostat.serving.metrics import Metrics
-from homeostat.serving.recorder import Recorder
 from homeostat.serving.repository import MODEL_NAME, ModelState, Repository
 from homeostat.serving.served import Served
 from homeostat.tensors import pack

@@ -17,17 +17,17 @@ import uvicorn
 
 from homeostat.bundle import load_public_key
 from homeostat.errors import ConfigError
-from homeostat.serving.access import Access
-from homeostat.serving.app import MAX_BODY, App
-from homeostat.serving.connection import Connection
+from homeostat.serving.access.authorization import Access
+from homeostat.serving.access.exposure import check_exposure, make_tls, parse_host, read_certificate, trusted_proxies
+from homeostat.serving.capture.recorder import Recorder
 from homeostat.serving.dataplane import DataPlane
-from homeostat.serving.exposure import check_exposure, make_tls, parse_host, read_certificate, trusted_proxies
-from homeostat.serving.gate import Gate
+from homeostat.serving.grpc.listener import GrpcListener
 from homeostat.serving.jsonlog import log_to_stderr
-from homeostat.serving.listener import GrpcListener
 from homeostat.serving.metrics import Metrics
-from homeostat.serving.recorder import Recorder
 from homeostat.serving.repository import Repository, Rows
+from homeostat.serving.rest.app import MAX_BODY, App
+from homeostat.serving.rest.connection import Connection
+from homeostat.serving.rest.gate import Gate
 from homeostat.settings import Settings
 
 log = logging.getLogger(__name__)

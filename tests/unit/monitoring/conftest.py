@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 
 from homeostat.config import ProjectConfig
-from homeostat.serving.capture import INSERT_REQUEST, REPLACE_LABEL, connect
+from homeostat.serving.capture.writer import INSERT_REQUEST, REPLACE_LABEL, connect
 from homeostat.tensors import pack
 
 NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)

@@ -14,12 +14,12 @@ import pytest
 
 from homeostat.bundle import load_public_key
 from homeostat.records import BundleRef
-from homeostat.serving.access import Access
-from homeostat.serving.app import App
+from homeostat.serving.access.authorization import Access
+from homeostat.serving.capture.recorder import Recorder
 from homeostat.serving.dataplane import DataPlane
 from homeostat.serving.metrics import Metrics
-from homeostat.serving.recorder import Recorder
 from homeostat.serving.repository import Repository
+from homeostat.serving.rest.app import App
 from homeostat.settings import Settings
 from tests.bundles import Store, identity, make_bundle, rollout, sigmoid, softmax, two_inputs
 from tests.grpc_client import GrpcClient, grpc_server

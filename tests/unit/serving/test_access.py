@@ -11,9 +11,9 @@ import pytest
 from homeostat.apikeys import FILE, create_key, revoke_key
 from homeostat.client import client_id
 from homeostat.errors import Forbidden, TooManyRequests, Unauthenticated
-from homeostat.serving import access as access_module
-from homeostat.serving.access import Access, scope_of, scope_of_method
-from homeostat.serving.gate import Gate
+from homeostat.serving.access import authorization as access_module
+from homeostat.serving.access.authorization import Access, scope_of, scope_of_method
+from homeostat.serving.rest.gate import Gate
 from homeostat.settings import Settings
 from tests.bundles import Store, make_bundle
 from tests.unit.serving.conftest import make_plane

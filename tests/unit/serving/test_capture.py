@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 
 from homeostat.monitoring import traffic
-from homeostat.serving import capture
-from homeostat.serving.capture import LABELS, REQUEST, connect, frame, frames, store
-from homeostat.serving.recorder import Recorder
+from homeostat.serving.capture import writer
+from homeostat.serving.capture.recorder import Recorder
+from homeostat.serving.capture.writer import LABELS, REQUEST, connect, frame, frames, store
 from homeostat.tensors import pack, unpack
 
 INPUTS = pack({"x": np.arange(4, dtype="<f4").reshape(1, 4)})
@@ -148,9 +148,9 @@ def test_a_migration_that_fails_changes_nothing(tmp_path, monkeypatch):
     path = tmp_path / "t.db"
     first_schema(path)
     before = table(path, "request"), table(path, "label")
-    broken = (*capture.FIRST_SCHEMA_INTO_THIS, "INSERT INTO nowhere VALUES (1)")
+    broken = (*writer.FIRST_SCHEMA_INTO_THIS, "INSERT INTO nowhere VALUES (1)")
     with monkeypatch.context() as patched:
-        patched.setattr(capture, "FIRST_SCHEMA_INTO_THIS", broken)
+        patched.setattr(writer, "FIRST_SCHEMA_INTO_THIS", broken)
         with pytest.raises(sqlite3.OperationalError, match="nowhere"):
             connect(str(path))
     assert (table(path, "request"), table(path, "label")) == before
@@ -174,7 +174,7 @@ def test_a_commit_is_synced(tmp_path):
 
 
 def test_reader_and_writer_agree_on_the_schema():
-    assert traffic.SCHEMA_VERSION == capture.SCHEMA_VERSION
+    assert traffic.SCHEMA_VERSION == writer.SCHEMA_VERSION
 
 
 def test_everything_is_written_by_the_end(recorder):

@@ -10,7 +10,7 @@ import zlib
 import pytest
 
 from homeostat.errors import RequestInvalid
-from homeostat.serving.content import INLINE_BYTES, TooLarge, inflate
+from homeostat.serving.rest.content import INLINE_BYTES, TooLarge, inflate
 
 BODY = {"inputs": [{"name": "x", "shape": [1, 4], "datatype": "FP32", "data": [1, 2, 3, 4]}]}
 TEXT = json.dumps(BODY).encode()

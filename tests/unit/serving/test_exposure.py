@@ -7,7 +7,7 @@ import ssl
 import pytest
 
 from homeostat.errors import ConfigError
-from homeostat.serving.exposure import check_exposure, make_tls, parse_host, read_certificate, trusted_proxies
+from homeostat.serving.access.exposure import check_exposure, make_tls, parse_host, read_certificate, trusted_proxies
 from homeostat.settings import Settings
 from tests.certificates import Authority
 

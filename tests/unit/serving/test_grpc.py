@@ -9,7 +9,7 @@ import grpc
 import numpy as np
 import pytest
 
-from homeostat.serving.capture import frames
+from homeostat.serving.capture.writer import frames
 from homeostat.serving.protos import message
 from homeostat.tensors import DTYPES, datatype_of
 from tests.bundles import ONNX_TYPES

@@ -8,8 +8,8 @@ import grpc
 import pytest
 
 from homeostat.apikeys import FILE, create_key, revoke_key
-from homeostat.serving import access as access_module
-from homeostat.serving.access import Access
+from homeostat.serving.access import authorization as access_module
+from homeostat.serving.access.authorization import Access
 from homeostat.serving.protos import message
 from homeostat.settings import Settings
 from tests.grpc_client import INFERENCE, MODELS, PREDICTION, GrpcClient, grpc_server

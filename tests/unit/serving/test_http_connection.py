@@ -8,7 +8,7 @@ import pytest
 import uvicorn
 from uvicorn.server import ServerState
 
-from homeostat.serving.connection import Connection
+from homeostat.serving.rest.connection import Connection
 
 HEAD = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n"
 

@@ -8,8 +8,8 @@ import socket
 import pytest
 
 from homeostat.errors import ConfigError
-from homeostat.serving.access import Access
-from homeostat.serving.listener import GrpcListener
+from homeostat.serving.access.authorization import Access
+from homeostat.serving.grpc.listener import GrpcListener
 from homeostat.settings import Settings
 
 

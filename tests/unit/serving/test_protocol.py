@@ -8,8 +8,8 @@ import json
 import numpy as np
 import pytest
 
-from homeostat.serving.app import route
-from homeostat.serving.capture import frames
+from homeostat.serving.capture.writer import frames
+from homeostat.serving.rest.app import route
 from homeostat.tensors import unpack
 
 ROWS = [[1.0, 2.0, 3.0, 4.0], [1.0, 1.0, 1.0, 1.0]]

@@ -6,8 +6,8 @@ import json
 
 import pytest
 
-from homeostat.serving.capture import frames
-from homeostat.serving.tensorflow_rest import Route, route
+from homeostat.serving.capture.writer import frames
+from homeostat.serving.rest.tensorflow import Route, route
 
 ROW = [1, 2, 3, 4]
 

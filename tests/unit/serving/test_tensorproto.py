@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from homeostat.serving import tensorproto
+from homeostat.serving.grpc import tensorproto
 from homeostat.serving.protos import message
 from tests.bundles import ONNX_TYPES
 from tests.unit.serving.test_grpc import extreme

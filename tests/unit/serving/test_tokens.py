@@ -11,9 +11,9 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
 
 from homeostat.errors import ConfigError, Unauthenticated
-from homeostat.serving import tokens as tokens_module
-from homeostat.serving.access import Access
-from homeostat.serving.tokens import CACHED, Tokens, load_token_keys
+from homeostat.serving.access import tokens as tokens_module
+from homeostat.serving.access.authorization import Access
+from homeostat.serving.access.tokens import CACHED, Tokens, load_token_keys
 from homeostat.settings import Settings
 
 ISSUER, AUDIENCE = "https://idp.example", "homeostat"

@@ -13,8 +13,8 @@ from pathlib import Path
 from homeostat.apikeys import FILE, KeyTable, read_keys
 from homeostat.client import Client
 from homeostat.errors import ConfigError, Unauthenticated
-from homeostat.serving.ratelimit import RateLimit
-from homeostat.serving.tokens import Tokens, load_token_keys
+from homeostat.serving.access.ratelimit import RateLimit
+from homeostat.serving.access.tokens import Tokens, load_token_keys
 from homeostat.settings import Settings
 
 log = logging.getLogger(__name__)

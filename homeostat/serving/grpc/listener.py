@@ -8,9 +8,9 @@ import socket
 from typing import Any
 
 from homeostat.errors import ConfigError
-from homeostat.serving.access import Access
+from homeostat.serving.access.authorization import Access
+from homeostat.serving.access.exposure import Certificate
 from homeostat.serving.dataplane import DataPlane
-from homeostat.serving.exposure import Certificate
 
 log = logging.getLogger(__name__)
 
@@ -61,6 +61,6 @@ class GrpcListener:
 
 
 def _import() -> Any:
-    from homeostat.serving import grpcserver
+    from homeostat.serving.grpc.server import start
 
-    return grpcserver.start
+    return start

@@ -9,7 +9,7 @@ import orjson
 
 from homeostat.client import current
 from homeostat.errors import RequestInvalid, TooManyRequests, Unauthenticated
-from homeostat.serving.access import Access
+from homeostat.serving.access.authorization import Access
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]

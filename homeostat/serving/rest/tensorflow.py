@@ -13,8 +13,8 @@ import orjson
 from homeostat.contract import TensorSpec
 from homeostat.dataset import Array
 from homeostat.errors import RequestInvalid
-from homeostat.serving import protocol
 from homeostat.serving.dataplane import DataPlane, InferRequest, InferResponse, check_entity, check_id
+from homeostat.serving.rest import inference
 from homeostat.serving.served import Served
 from homeostat.serving.tensorflow_serving import (
     DTYPES,
@@ -114,7 +114,7 @@ async def infer(plane: DataPlane, found: Route, body: bytes, headers: Mapping[by
     value: dict[str, Any] = {}
 
     def find() -> Served:
-        value.update(protocol.parse_json(body))
+        value.update(inference.parse_json(body))
         name = value.get("signature_name", "")
         return ModelSpec(found.model, found.version, found.label, str(name)).find(plane, found.action)
 
@@ -135,7 +135,7 @@ async def infer(plane: DataPlane, found: Route, body: bytes, headers: Mapping[by
 def _tensor(data: Any, spec: TensorSpec, where: str) -> Array:
     if not isinstance(data, list):
         raise RequestInvalid(f"{where}: must be a list of rows, not {type(data).__name__}")
-    return protocol.from_json(data, np.dtype(spec.dtype), (len(data), *spec.shape), where)
+    return inference.from_json(data, np.dtype(spec.dtype), (len(data), *spec.shape), where)
 
 
 def _tensors(served: Served, value: dict[str, Any]) -> dict[str, Array]:
@@ -188,7 +188,7 @@ def _examples(served: Served, value: dict[str, Any]) -> dict[str, Array]:
                 )
             flat += values
         shape = (len(examples), *spec.shape)
-        tensors[spec.name] = protocol.from_json(flat, np.dtype(spec.dtype), shape, f"feature {spec.name!r}")
+        tensors[spec.name] = inference.from_json(flat, np.dtype(spec.dtype), shape, f"feature {spec.name!r}")
     return tensors
 
 

@@ -11,12 +11,12 @@ import numpy as np
 
 from homeostat.dataset import Array
 from homeostat.errors import RequestInvalid
-from homeostat.serving import protocol
 from homeostat.serving.dataplane import DataPlane, InferRequest, InferResponse, check_entity, check_id
+from homeostat.serving.grpc.wire import check_shape, from_bytes, from_list
 from homeostat.serving.operations import index, refuse_operation
 from homeostat.serving.protos import message
+from homeostat.serving.rest import inference as rest
 from homeostat.serving.served import Served
-from homeostat.serving.wire import check_shape, from_bytes, from_list
 from homeostat.tensors import MAX_TENSORS, datatype_of, dtype_of
 
 SERVICE = "inference.GRPCInferenceService"
@@ -84,14 +84,14 @@ def decode(served: Served, request: Any) -> InferRequest:
     tensors, entity = _tensors(request), None
     if "entity_id" in request.parameters:
         entity = check_entity(request.parameters["entity_id"].string_param, "parameters.entity_id")
-    protocol.check_wanted(served, _wanted(request))
+    rest.check_wanted(served, _wanted(request))
     return InferRequest(tensors, id=check_id(request.id, "id") if request.id else "", entity_id=entity)
 
 
-def _wanted(request: Any) -> protocol.Wanted:
+def _wanted(request: Any) -> rest.Wanted:
     if len(request.outputs) > MAX_TENSORS:
         raise RequestInvalid(f"outputs: {len(request.outputs)} of them, at most {MAX_TENSORS}")
-    wanted = protocol.Wanted(bool(request.raw_input_contents))
+    wanted = rest.Wanted(bool(request.raw_input_contents))
     wanted.names = [output.name for output in request.outputs] or None
     return wanted
 
@@ -141,17 +141,17 @@ class InferenceService:
     async def _model_ready(self, request: Any, context: Any) -> Any:
         del context
         state = self._plane.repository.models.get(request.name)
-        ready = state is not None and protocol.readiness(state, request.version or None)["ready"]
+        ready = state is not None and rest.readiness(state, request.version or None)["ready"]
         return message("inference.ModelReadyResponse")(ready=ready)
 
     async def _server_metadata(self, request: Any, context: Any) -> Any:
         del request, context
-        return message("inference.ServerMetadataResponse")(**protocol.SERVER)
+        return message("inference.ServerMetadataResponse")(**rest.SERVER)
 
     async def _model_metadata(self, request: Any, context: Any) -> Any:
         del context
         served = self._plane.find(request.name, request.version or None)
-        found = protocol.metadata(self._plane.state(request.name), served)
+        found = rest.metadata(self._plane.state(request.name), served)
         return _MetadataResponse(properties=_properties(found.pop("parameters")), **found)
 
     async def _model_infer(self, request: Any, context: Any) -> Any:

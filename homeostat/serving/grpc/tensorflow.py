@@ -10,8 +10,9 @@ import numpy as np
 
 from homeostat.dataset import Array
 from homeostat.errors import Forbidden, RequestInvalid
-from homeostat.serving import tensorproto
 from homeostat.serving.dataplane import DataPlane, InferRequest, InferResponse, check_entity, check_id
+from homeostat.serving.grpc import tensorproto
+from homeostat.serving.grpc.wire import from_list
 from homeostat.serving.protos import message
 from homeostat.serving.served import Served
 from homeostat.serving.tensorflow_serving import (
@@ -24,7 +25,6 @@ from homeostat.serving.tensorflow_serving import (
     signature,
     state_of,
 )
-from homeostat.serving.wire import from_list
 from homeostat.tensors import MAX_TENSORS, datatype_of
 
 PREDICTION_SERVICE = "tensorflow.serving.PredictionService"

@@ -11,8 +11,9 @@ import orjson
 
 from homeostat import __version__
 from homeostat.errors import RequestInvalid
-from homeostat.serving import content, metrics, operations, protocol, scoring, tensorflow_rest
+from homeostat.serving import metrics, operations
 from homeostat.serving.dataplane import DataPlane
+from homeostat.serving.rest import content, inference, scoring, tensorflow
 
 log = logging.getLogger(__name__)
 
@@ -102,7 +103,7 @@ class App:
             raise RuntimeError(f"the server speaks HTTP alone, not {scope['type']}")
         found = None
         try:
-            if scope["path"].startswith(tensorflow_rest.PREFIX):
+            if scope["path"].startswith(tensorflow.PREFIX):
                 await self._tensorflow(scope, receive, send)
                 return
             found = route(scope["path"])
@@ -153,17 +154,17 @@ class App:
             self._plane.metrics.refuse(error.status)
             raise
         try:
-            request, wanted = protocol.decode(body, length)
-            protocol.check_wanted(served, wanted)
+            request, wanted = inference.decode(body, length)
+            inference.check_wanted(served, wanted)
         except RequestInvalid as error:
             served.metrics.refused(error.status)
             raise
         response = await self._plane.infer(served, request)
-        answer, head = protocol.encode(response, wanted)
+        answer, head = inference.encode(response, wanted)
         headers: Headers = [(b"x-request-id", response.id.encode())]
         if head is not None:
             headers.append((b"inference-header-content-length", str(head).encode()))
-        await self._write(send, 200, answer, protocol.JSON if head is None else protocol.BINARY, headers)
+        await self._write(send, 200, answer, inference.JSON if head is None else inference.BINARY, headers)
 
     async def _invocations(self, found: Route, scope: Scope, receive: Receive, send: Send) -> None:
         headers = dict(scope["headers"])
@@ -179,11 +180,13 @@ class App:
             served.metrics.refused(error.status)
             raise
         response = await self._plane.infer(served, request)
-        await self._write(send, 200, scoring.encode(response), protocol.JSON, [(b"x-request-id", response.id.encode())])
+        await self._write(
+            send, 200, scoring.encode(response), inference.JSON, [(b"x-request-id", response.id.encode())]
+        )
 
     async def _feedback(self, scope: Scope, receive: Receive, send: Send) -> None:
         encoding = dict(scope["headers"]).get(b"content-encoding")
-        value = protocol.parse_json(await self._body(scope, receive, encoding))
+        value = inference.parse_json(await self._body(scope, receive, encoding))
         items = value["items"] if value.keys() == {"items"} else [value]
         if not isinstance(items, list):
             raise RequestInvalid('items: must be a list of {"id": "...", "labels": [...]}')
@@ -191,14 +194,14 @@ class App:
 
     async def _index(self, scope: Scope, receive: Receive, send: Send) -> None:
         body = await self._body(scope, receive, dict(scope["headers"]).get(b"content-encoding"))
-        ready = protocol.parse_json(body).get("ready") is True if body else False
+        ready = inference.parse_json(body).get("ready") is True if body else False
         await self._json(send, 200, operations.index(self._plane, ready=ready))
 
     async def _tensorflow(self, scope: Scope, receive: Receive, send: Send) -> None:
-        found = tensorflow_rest.route(scope["path"])
+        found = tensorflow.route(scope["path"])
         if found is None:
             raise RequestInvalid(f"no such path: {scope['path']!r:.200}; docs/serving.md lists them", status=404)
-        posted = found.action not in tensorflow_rest.READ
+        posted = found.action not in tensorflow.READ
         allowed = ("POST",) if posted else ("GET", "HEAD")
         if scope["method"] not in allowed:
             text = f"{scope['method']:.20} is not for this path; use {allowed[0]}"
@@ -207,16 +210,16 @@ class App:
             headers = dict(scope["headers"])
             body = await self._body(scope, receive, headers.get(b"content-encoding"))
             try:
-                answer, request_id = await tensorflow_rest.infer(self._plane, found, body, headers)
+                answer, request_id = await tensorflow.infer(self._plane, found, body, headers)
             except RequestInvalid as error:  # the data plane has counted it
                 await self._error(send, error.status, str(error))
             else:
-                await self._write(send, 200, answer, protocol.JSON, [(b"x-request-id", request_id.encode())])
+                await self._write(send, 200, answer, inference.JSON, [(b"x-request-id", request_id.encode())])
         else:
-            await self._json(send, 200, tensorflow_rest.READ[found.action](self._plane, found))
+            await self._json(send, 200, tensorflow.READ[found.action](self._plane, found))
 
     async def _server(self, _: Route, send: Send) -> None:
-        await self._json(send, 200, protocol.SERVER)
+        await self._json(send, 200, inference.SERVER)
 
     async def _alive(self, _: Route, send: Send) -> None:
         await self._json(send, 200, {"live": True})
@@ -227,10 +230,10 @@ class App:
 
     async def _metadata(self, found: Route, send: Send) -> None:
         served = self._plane.find(found.model, found.version)
-        await self._json(send, 200, protocol.metadata(self._plane.state(found.model), served))
+        await self._json(send, 200, inference.metadata(self._plane.state(found.model), served))
 
     async def _model_ready(self, found: Route, send: Send) -> None:
-        body = protocol.readiness(self._plane.state(found.model), found.version)
+        body = inference.readiness(self._plane.state(found.model), found.version)
         await self._json(send, 200 if body["ready"] else 503, body)
 
     async def _metrics(self, _: Route, send: Send) -> None:
@@ -280,7 +283,7 @@ class App:
         await self._json(send, status, message if isinstance(message, dict) else {"error": message}, headers)
 
     async def _json(self, send: Send, status: int, value: Any, headers: Headers | None = None) -> None:
-        await self._write(send, status, orjson.dumps(value), protocol.JSON, headers or [])
+        await self._write(send, status, orjson.dumps(value), inference.JSON, headers or [])
 
     async def _write(self, send: Send, status: int, body: bytes, kind: bytes, headers: Headers) -> None:
         headers += [(b"content-type", kind), (b"content-length", str(len(body)).encode())]

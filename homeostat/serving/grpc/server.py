@@ -18,10 +18,10 @@ from google.protobuf.message import DecodeError
 
 from homeostat.client import current
 from homeostat.errors import RequestInvalid
-from homeostat.serving import inference_grpc, tensorflow_grpc
-from homeostat.serving.access import Access
+from homeostat.serving.access.authorization import Access
+from homeostat.serving.access.exposure import Certificate
 from homeostat.serving.dataplane import DataPlane
-from homeostat.serving.exposure import Certificate
+from homeostat.serving.grpc import inference, tensorflow
 from homeostat.serving.protos import message, service
 
 log = logging.getLogger(__name__)
@@ -117,14 +117,14 @@ async def start(
             ("grpc.so_reuseport", 0),  # a second server on this port is a mistake
         ],
     )
-    inference = inference_grpc.InferenceService(plane)
-    prediction = tensorflow_grpc.PredictionService(plane)
-    models = tensorflow_grpc.ModelService(plane)
+    infer = inference.InferenceService(plane)
+    prediction = tensorflow.PredictionService(plane)
+    models = tensorflow.ModelService(plane)
     server.add_generic_rpc_handlers(
         (
-            _handler(plane, access, inference_grpc.SERVICE, inference.methods, inference_grpc.INFERENCES),
-            _handler(plane, access, tensorflow_grpc.PREDICTION_SERVICE, prediction.methods, tensorflow_grpc.INFERENCES),
-            _handler(plane, access, tensorflow_grpc.MODEL_SERVICE, models.methods, frozenset()),
+            _handler(plane, access, inference.SERVICE, infer.methods, inference.INFERENCES),
+            _handler(plane, access, tensorflow.PREDICTION_SERVICE, prediction.methods, tensorflow.INFERENCES),
+            _handler(plane, access, tensorflow.MODEL_SERVICE, models.methods, frozenset()),
         )
     )
     if certificate is None:

@@ -9,9 +9,9 @@ import numpy as np
 
 from homeostat.dataset import Array
 from homeostat.errors import RequestInvalid
+from homeostat.serving.grpc.wire import check_shape, from_bytes, from_list
 from homeostat.serving.protos import POOL, message
 from homeostat.serving.tensorflow_serving import DTYPES
-from homeostat.serving.wire import check_shape, from_bytes, from_list
 
 MAX_FILLED = 8 * 1024 * 1024
 """Bytes of a tensor whose list is shorter than its shape: one number may stand for all, and for too many."""

@@ -14,7 +14,7 @@ import time
 from collections import deque
 from pathlib import Path
 
-from homeostat.serving.capture import ACK
+from homeostat.serving.capture.writer import ACK
 
 log = logging.getLogger(__name__)
 
@@ -105,7 +105,7 @@ class Recorder:
 
     def _spawn(self) -> None:
         self._writer = subprocess.Popen(
-            [sys.executable, "-m", "homeostat.serving.capture", str(self.path)],
+            [sys.executable, "-m", "homeostat.serving.capture.writer", str(self.path)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             bufsize=0,

@@ -16,7 +16,7 @@ from homeostat.contract import TensorSpec
 from homeostat.dataset import Array
 from homeostat.errors import RequestInvalid
 from homeostat.serving.dataplane import DataPlane, InferRequest, InferResponse, check_entity, check_id
-from homeostat.serving.rows import read_numbers, read_rows
+from homeostat.serving.rest.rows import read_numbers, read_rows
 from homeostat.serving.served import Served
 
 FORMS = ("dataframe_split", "dataframe_records", "instances", "inputs")

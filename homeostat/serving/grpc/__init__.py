@@ -1,0 +1,1 @@
+"""The gRPC adapters: the server, its listener, and what each protocol's messages mean."""

@@ -1,0 +1,1 @@
+"""The REST adapters: connections, the ASGI application, and what each protocol's bodies mean."""
