@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 
 from homeostat.config import ProjectConfig
-from homeostat.dataset import Array, Dataset
+from homeostat.dataset import Array, Dataset, read_artifact
 from homeostat.project import Project
 from homeostat.records import Artifact, Candidate, DatasetRecord, Latency
 
@@ -90,3 +91,26 @@ def candidate(
     pinned = Artifact(f"/{name}.onnx", "0" * 64, size)
     latency = (Latency(1, p50, p99), Latency(32, 10 * p50, 10 * p99))
     return Candidate(name, pinned, pinned, {metric: accuracy}, latency, 0.0, invariant)
+
+
+def uneven(rows: int, seed: int) -> Dataset:
+    """One row more than two devices can share equally."""
+    return blobs(rows + 1, seed)
+
+
+def check_kept(keras_file: Artifact, data: DatasetRecord, folder: Path, metrics: Mapping[str, float]) -> None:
+    """The kept model is float32, its figures are those of all validation rows, and its graph passes the gates."""
+    from homeostat.export.export import run_gates
+    from homeostat.export.onnx import to_onnx
+    from homeostat.model import answer, load_model
+
+    model, rows = load_model(keras_file), Dataset.load(data.parts["validation"])
+    assert {layer.compute_dtype for layer in model.layers} == {layer.variable_dtype for layer in model.layers}
+    assert {layer.compute_dtype for layer in model.layers} == {"float32"}
+    expected = answer(model, rows.inputs)
+    share = np.mean(expected.argmax(axis=1) == rows.target)
+    assert metrics["val_accuracy"] == pytest.approx(share)
+    assert share > 0.9
+    graph = read_artifact(to_onnx(model, folder / "model.onnx", 17))
+    passed = run_gates(graph, rows, expected, config(), quantized=False)
+    assert {"inputs", "parity"} <= {gate.name for gate in passed}
