@@ -18,7 +18,7 @@ from homeostat.dataset import Array
 from homeostat.errors import RequestInvalid
 from homeostat.serving.capture.recorder import Recorder
 from homeostat.serving.capture.writer import LABELS, REQUEST, frame
-from homeostat.serving.metrics import Metrics
+from homeostat.serving.metrics import Arm, Metrics, Protocol
 from homeostat.serving.repository import MODEL_NAME, ModelState, Repository
 from homeostat.serving.served import Served
 from homeostat.tensors import pack
@@ -55,6 +55,11 @@ class InferRequest:
     id: str = ""
     """The client's id, or empty: one is made then."""
     entity_id: str | None = None
+    protocol: Protocol = "v2-rest"
+    arm: Arm = "champion"
+    """What the version is asked as; a rollout says otherwise."""
+    started: float = 0.0
+    """When the whole request had come, as time.perf_counter says it; 0 when nobody noted it."""
 
 
 @dataclass(slots=True)
@@ -145,11 +150,19 @@ class DataPlane:
                 return served
         raise ModelNotFound(name, version, [str(served.ref.version) for served in state.answering()])
 
-    async def answer(self, find: Callable[[], Served], decode: Callable[[Served], InferRequest]) -> InferResponse:
+    @property
+    def queued(self) -> int:
+        """Requests that wait for the inference thread, or are in it."""
+        return self._queued
+
+    async def answer(
+        self, protocol: Protocol, find: Callable[[], Served], decode: Callable[[Served], InferRequest]
+    ) -> InferResponse:
         """Find the version, read the request for it and infer; a refusal is counted once, wherever it comes from.
 
         Raises RequestInvalid.
         """
+        started = time.perf_counter()
         try:
             served = find()
         except RequestInvalid as error:
@@ -158,8 +171,9 @@ class DataPlane:
         try:
             request = decode(served)
         except RequestInvalid as error:
-            served.metrics.refused(error.status)
+            served.metrics.refused("champion", protocol, error.status)
             raise
+        request.protocol, request.started = protocol, started
         return await self.infer(served, request)
 
     async def infer(self, served: Served, request: InferRequest) -> InferResponse:
@@ -172,17 +186,19 @@ class DataPlane:
             else:
                 answers = await self._in_thread(served, request.tensors)
         except RequestInvalid as error:
-            served.metrics.refused(error.status)
+            served.metrics.refused(request.arm, request.protocol, error.status)
             raise
         except Exception:
-            served.metrics.refused(500)
+            served.metrics.refused(request.arm, request.protocol, 500)
             raise
-        seconds = time.perf_counter() - start
+        end = time.perf_counter()
+        seconds = end - start
         outputs = dict(zip(served.session.output_names, answers, strict=True))
         request_id = request.id or make_id()
         if served.capture:
             self._record(served, request, request_id, rows, outputs, seconds)
-        served.metrics.answered(seconds, rows, outside)
+        whole = end - (request.started or start)
+        served.metrics.answered(request.arm, request.protocol, whole, seconds, rows, outside)
         return InferResponse(request_id, served, outputs)
 
     async def _in_thread(self, served: Served, tensors: Mapping[str, Array]) -> list[Array]:

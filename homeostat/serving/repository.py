@@ -265,4 +265,4 @@ class Repository:
         for digest in [digest for digest in sessions if digest not in named]:
             if len(sessions) <= KEPT_SESSIONS:
                 break
-            del sessions[digest]
+            self._metrics.retire(row.model, sessions.pop(digest).ref.version)

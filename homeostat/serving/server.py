@@ -10,7 +10,6 @@ import logging
 import os
 import signal
 import socket
-from pathlib import Path
 from types import FrameType
 
 import uvicorn
@@ -21,6 +20,7 @@ from homeostat.serving.access.authorization import Access
 from homeostat.serving.access.exposure import check_exposure, make_tls, parse_host, read_certificate, trusted_proxies
 from homeostat.serving.capture.recorder import Recorder
 from homeostat.serving.dataplane import DataPlane
+from homeostat.serving.gauges import Gauges
 from homeostat.serving.grpc.listener import GrpcListener
 from homeostat.serving.jsonlog import log_to_stderr
 from homeostat.serving.metrics import Metrics
@@ -104,32 +104,6 @@ def _connect(url: str) -> Rows:
     return ControlStore(url)
 
 
-def _rss_bytes() -> float:
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return float(pages * os.sysconf("SC_PAGE_SIZE"))
-
-
-def _watch(metrics: Metrics, repository: Repository, recorder: Recorder) -> None:
-    def gauges() -> dict[str, float]:
-        return {
-            "captured_total": recorder.captured,
-            "capture_written_total": recorder.written,
-            "capture_duplicates_total": recorder.duplicates,
-            "dropped_total": recorder.dropped,
-            "capture_restarts_total": recorder.restarts,
-            "control_store_up": float(not repository.problem),
-            "resident_bytes": _rss_bytes(),
-        }
-
-    def models() -> list[tuple[str, int, int, bool]]:
-        return [
-            (state.name, state.live.ref.version if state.live else 0, state.generation, bool(state.problems))
-            for state in repository.models.values()
-        ]
-
-    metrics.gauges, metrics.models = gauges, models
-
-
 def serve(settings: Settings) -> None:
     """Serve until SIGTERM or SIGINT, then drain; raises ConfigError when it cannot bind."""
     log_to_stderr()
@@ -148,7 +122,6 @@ def serve(settings: Settings) -> None:
         metrics=metrics,
     )
     plane = DataPlane(repository, recorder, metrics)
-    _watch(metrics, repository, recorder)
     config = uvicorn.Config(
         Gate(App(plane), access, metrics.refuse),
         http=Connection,
@@ -167,6 +140,8 @@ def serve(settings: Settings) -> None:
         timeout_graceful_shutdown=DRAIN_SECONDS,
     )
     server = _Server(config)
+    state = server.server_state
+    metrics.add(Gauges(plane, lambda: (len(state.connections), len(state.tasks))))
     server.grpc = GrpcListener(plane, access, bound_grpc, MAX_BODY, certificate) if bound_grpc else None
     config.load()
     config.ssl = tls

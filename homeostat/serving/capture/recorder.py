@@ -68,6 +68,16 @@ class Recorder:
         self._thread.start()
 
     @property
+    def limit_bytes(self) -> int:
+        """Bytes of frames that may wait; more are dropped."""
+        return self._limit
+
+    @property
+    def backlog(self) -> tuple[int, int]:
+        """Frames that are not yet committed, and their bytes."""
+        return len(self._waiting) + len(self._flight), self._waiting_bytes + self._flight_bytes
+
+    @property
     def pid(self) -> int | None:
         """Process id of the writer."""
         return self._writer.pid if self._writer else None

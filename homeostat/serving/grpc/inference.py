@@ -157,6 +157,7 @@ class InferenceService:
     async def _model_infer(self, request: Any, context: Any) -> Any:
         del context
         response = await self._plane.answer(
+            "v2-grpc",
             lambda: self._plane.find(request.model_name, request.model_version or None),
             lambda served: decode(served, request),
         )

@@ -57,6 +57,13 @@ def _answer(
     """
 
     async def answer(data: bytes, context: Any) -> bytes:
+        plane.metrics.calls += 1
+        try:
+            return await admitted(data, context)
+        finally:
+            plane.metrics.calls -= 1
+
+    async def admitted(data: bytes, context: Any) -> bytes:
         if not access.idle():
             try:
                 client = access.admit_call(path, dict(context.invocation_metadata()), _address(context.peer()))

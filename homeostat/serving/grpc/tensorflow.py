@@ -146,7 +146,9 @@ class PredictionService:
     ) -> InferResponse:
         wanted = _read_spec(spec)
         response = await self._plane.answer(
-            lambda: wanted.find(self._plane, verb), lambda served: _request(tensors(served), context)
+            "tensorflow-grpc",
+            lambda: wanted.find(self._plane, verb),
+            lambda served: _request(tensors(served), context),
         )
         context.set_trailing_metadata((("x-request-id", response.id),))
         return response

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Awaitable, Callable, MutableMapping
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -153,12 +154,14 @@ class App:
         except RequestInvalid as error:
             self._plane.metrics.refuse(error.status)
             raise
+        started = time.perf_counter()
         try:
             request, wanted = inference.decode(body, length)
             inference.check_wanted(served, wanted)
         except RequestInvalid as error:
-            served.metrics.refused(error.status)
+            served.metrics.refused("champion", "v2-rest", error.status)
             raise
+        request.started = started
         response = await self._plane.infer(served, request)
         answer, head = inference.encode(response, wanted)
         headers: Headers = [(b"x-request-id", response.id.encode())]
@@ -174,11 +177,13 @@ class App:
         except RequestInvalid as error:
             self._plane.metrics.refuse(error.status)
             raise
+        started = time.perf_counter()
         try:
             request = scoring.decode(body, headers.get(b"content-type", b""), served)
         except RequestInvalid as error:
-            served.metrics.refused(error.status)
+            served.metrics.refused("champion", "mlflow-rest", error.status)
             raise
+        request.protocol, request.started = "mlflow-rest", started
         response = await self._plane.infer(served, request)
         await self._write(
             send, 200, scoring.encode(response), inference.JSON, [(b"x-request-id", response.id.encode())]

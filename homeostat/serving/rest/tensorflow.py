@@ -127,7 +127,7 @@ async def infer(plane: DataPlane, found: Route, body: bytes, headers: Mapping[by
             entity_id=None if entity is None else check_entity(entity.decode("latin-1"), "X-Entity-Id"),
         )
 
-    response = await plane.answer(find, decode)
+    response = await plane.answer("tensorflow-rest", find, decode)
     answer = orjson.dumps(_encode(response, found.action, value), option=orjson.OPT_SERIALIZE_NUMPY)
     return answer, response.id
 

@@ -134,8 +134,9 @@ def test_ids_grow_and_differ():
 def test_latency_falls_into_its_bucket():
     counts = metrics.VersionMetrics("m", 1)
     for seconds in (0.0001, 0.00011, 99.0):
-        counts.answered(seconds, 2, 1)
-    assert (counts.buckets[0], counts.buckets[1], counts.buckets[-1]) == (1, 1, 1)
+        counts.answered("champion", "v2-rest", seconds, seconds, 2, 1)
+    buckets = counts.series["champion", "v2-rest"].buckets
+    assert (buckets[0], buckets[1], buckets[-1]) == (1, 1, 1)
     assert (counts.rows, counts.out_of_range, counts.statuses) == (6, 3, {200: 3})
 
 

@@ -104,11 +104,11 @@ def test_typed_outputs(client) -> None:
     ],
 )
 def test_bad_inference_requests(zoo, client, fields, message_part) -> None:
-    counts = zoo.repository.models["toy"].live.metrics.statuses
-    before = counts.get(400, 0)
+    counts = zoo.repository.models["toy"].live.metrics
+    before = counts.statuses.get(400, 0)
     code, text = refused(lambda: client.call(INFERENCE, "ModelInfer", model_name="toy", **fields))
     assert (code, message_part in text) == ("INVALID_ARGUMENT", True), text
-    assert counts[400] == before + 1
+    assert counts.statuses[400] == before + 1
 
 
 def test_a_value_over_its_datatype_is_refused(client) -> None:

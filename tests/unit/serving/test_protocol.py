@@ -385,9 +385,10 @@ def test_metrics_count_what_happened(toy):
     toy.infer(b"{")
     toy.infer(one(datatype="FP64"))
     text = toy.call("GET", "/metrics").text
-    assert f'homeostat_requests_total{{model="toy",status="200",version="1"}} {ok + 1}.0' in text
-    assert f'homeostat_requests_total{{model="toy",status="400",version="1"}} {bad + 2}.0' in text
-    assert f'homeostat_latency_seconds_count{{model="toy",version="1"}} {ok + 1}.0' in text
+    toy_one = 'arm="champion",model="toy",protocol="v2-rest",'
+    assert f'homeostat_requests_total{{{toy_one}status="200",version="1"}} {ok + 1}.0' in text
+    assert f'homeostat_requests_total{{{toy_one}status="400",version="1"}} {bad + 2}.0' in text
+    assert f'homeostat_request_duration_seconds_count{{{toy_one}version="1"}} {ok + 1}.0' in text
 
 
 def test_the_table_of_paths_is_bounded():

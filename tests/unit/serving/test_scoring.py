@@ -164,12 +164,12 @@ def test_errors_are_counted_once_and_by_version(tmp_path):
     plane = make_plane(tmp_path, Store())
     plane.store.promote(make_bundle(tmp_path))
     plane.repository.poll()
-    counts = plane.repository.models["toy"].live.metrics.statuses
+    counts = plane.repository.models["toy"].live.metrics
     ask(plane, {"inputs": [[1]]}, path="/invocations")
     ask(plane, {"inputs": [[1, 1, 1, None]]}, path="/invocations")
     ask(plane, {"inputs": [[1, 1, 1, 1]]}, path="/invocations")
     ask(plane, {}, path="/gateway/absent/invocations")
-    assert counts == {400: 2, 200: 1}
+    assert counts.statuses == {400: 2, 200: 1}
     assert plane.metrics.refused == {404: 1}
 
 
