@@ -15,7 +15,7 @@ import orjson
 
 from homeostat.client import current
 from homeostat.dataset import Array
-from homeostat.errors import RequestInvalid
+from homeostat.errors import RequestInvalid, ServingError
 from homeostat.serving.capture.recorder import Recorder
 from homeostat.serving.capture.writer import LABELS, REQUEST, frame
 from homeostat.serving.metrics import Arm, Metrics, Protocol
@@ -45,6 +45,10 @@ class NotServing(RequestInvalid):
 
     def __init__(self, message: str) -> None:
         super().__init__(message, status=503)
+
+
+class InferenceFailed(ServingError):
+    """The graph failed, which its version has counted; the cause is what it raised."""
 
 
 @dataclass(slots=True)
@@ -177,7 +181,7 @@ class DataPlane:
         return await self.infer(served, request)
 
     async def infer(self, served: Served, request: InferRequest) -> InferResponse:
-        """Check the tensors, run the graph, count and record; raises RequestInvalid."""
+        """Check the tensors, run the graph, count and record; raises RequestInvalid or InferenceFailed."""
         start = time.perf_counter()
         try:
             rows, outside = served.check(request.tensors)
@@ -188,9 +192,10 @@ class DataPlane:
         except RequestInvalid as error:
             served.metrics.refused(request.arm, request.protocol, error.status)
             raise
-        except Exception:
+        except Exception as error:
             served.metrics.refused(request.arm, request.protocol, 500)
-            raise
+            ref = served.ref
+            raise InferenceFailed(f"version {ref.version} of {ref.model!r}: {type(error).__name__}") from error
         end = time.perf_counter()
         seconds = end - start
         outputs = dict(zip(served.session.output_names, answers, strict=True))

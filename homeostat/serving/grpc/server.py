@@ -20,7 +20,7 @@ from homeostat.client import current
 from homeostat.errors import RequestInvalid
 from homeostat.serving.access.authorization import Access
 from homeostat.serving.access.exposure import Certificate
-from homeostat.serving.dataplane import DataPlane
+from homeostat.serving.dataplane import DataPlane, InferenceFailed
 from homeostat.serving.grpc import inference, tensorflow
 from homeostat.serving.protos import message, service
 
@@ -87,9 +87,10 @@ def _answer(
             plane.metrics.refuse(499)
             raise
         except Exception as error:
-            plane.metrics.refuse(500)
+            if not isinstance(error, InferenceFailed):
+                plane.metrics.refuse(500)
             log.exception("%s failed", kind.DESCRIPTOR.full_name)
-            text = f"{type(error).__name__} while answering; the server's log says where"
+            text = f"{type(error.__cause__ or error).__name__} while answering; the server's log says where"
             await context.abort(grpc.StatusCode.INTERNAL, text)
         raise AssertionError("abort raises")
 

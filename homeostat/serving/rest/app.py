@@ -13,7 +13,7 @@ import orjson
 from homeostat import __version__
 from homeostat.errors import RequestInvalid
 from homeostat.serving import metrics, operations
-from homeostat.serving.dataplane import DataPlane
+from homeostat.serving.dataplane import DataPlane, InferenceFailed
 from homeostat.serving.rest import content, inference, scoring, tensorflow
 
 log = logging.getLogger(__name__)
@@ -137,9 +137,11 @@ class App:
         except Disconnected:
             self._plane.metrics.refuse(499)
         except Exception as error:
-            self._plane.metrics.refuse(500)
+            if not isinstance(error, InferenceFailed):
+                self._plane.metrics.refuse(500)
             log.exception("%s %s failed", scope["method"], scope["path"])
-            await self._error(send, 500, f"{type(error).__name__} while answering; the server's log says where")
+            kind = type(error.__cause__ or error).__name__
+            await self._error(send, 500, f"{kind} while answering; the server's log says where")
 
     async def _infer(self, found: Route, scope: Scope, receive: Receive, send: Send) -> None:
         length = encoding = None

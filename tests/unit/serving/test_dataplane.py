@@ -58,6 +58,8 @@ def test_a_failing_graph_is_a_500_that_names_no_internals(plane, caplog):
     with caplog.at_level(logging.CRITICAL):
         answer = plane.infer(BODY)
     assert (answer.status_code, "secret" in answer.text, "log" in answer.json()["error"]) == (500, False, True)
+    assert "RuntimeError" in answer.text
+    assert (live(plane).metrics.statuses, plane.metrics.refused) == ({500: 1}, {})  # once, by its version
     assert plane.recorder.captured == 0
 
 
