@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from homeostat import __version__
-from homeostat.errors import ConfigError, HomeostatError, NotFound
+from homeostat.errors import HomeostatError, NotFound
 from homeostat.keycommands import key
 
 if TYPE_CHECKING:
@@ -113,15 +113,10 @@ def init(name: str, task: str) -> None:
 @click.option("--grpc-port", type=click.IntRange(0, 65535), help="gRPC port  [default: HOMEOSTAT_GRPC_PORT or 8081]")
 def serve(host: str | None, port: int | None, grpc_port: int | None) -> None:
     """Run the model server until it is stopped."""
-    from homeostat.settings import load_settings
+    from homeostat.serving.supervisor import supervise
 
-    try:
-        from homeostat.serving.server import serve as run_server
-    except ModuleNotFoundError as error:
-        raise ConfigError(f"the model server needs {error.name}: pip install 'homeostat[serve]'") from error
-
-    given = {"host": host, "port": port, "grpc_port": grpc_port}
-    run_server(load_settings(**{name: value for name, value in given.items() if value is not None}))
+    given = {"HOMEOSTAT_HOST": host, "HOMEOSTAT_PORT": port, "HOMEOSTAT_GRPC_PORT": grpc_port}
+    raise SystemExit(supervise({name: str(value) for name, value in given.items() if value is not None}))
 
 
 # -- looking -------------------------------------------------------------------------------------

@@ -52,6 +52,7 @@ class Settings(BaseSettings):
     rate_burst: int = Field(
         default=0, ge=0, le=1_000_000, description="requests at once; default 0: two seconds of HOMEOSTAT_RATE_LIMIT"
     )
+    workers: int = Field(default=1, ge=1, le=64, description="processes that answer; default 1")
     max_connections: int = Field(
         default=4096, ge=1, le=100_000, description="connections at once; default 4096, fewer if files are limited"
     )

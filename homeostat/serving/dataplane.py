@@ -16,6 +16,7 @@ import orjson
 from homeostat.client import current
 from homeostat.dataset import Array
 from homeostat.errors import RequestInvalid, ServingError
+from homeostat.serving.blackbox import Guard
 from homeostat.serving.capture.recorder import Recorder
 from homeostat.serving.capture.writer import LABELS, REQUEST, frame
 from homeostat.serving.metrics import Arm, Metrics, Protocol
@@ -116,8 +117,11 @@ def _model(item: dict[str, Any], where: str) -> str:
 class DataPlane:
     """Answers for the models of a repository, and records what it answered."""
 
-    def __init__(self, repository: Repository, recorder: Recorder, metrics: Metrics) -> None:
+    def __init__(
+        self, repository: Repository, recorder: Recorder, metrics: Metrics, guard: Guard | None = None
+    ) -> None:
         self.repository, self.recorder, self.metrics = repository, recorder, metrics
+        self._guard = guard or Guard()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="infer")
         self._queued = 0
 
@@ -185,10 +189,15 @@ class DataPlane:
         start = time.perf_counter()
         try:
             rows, outside = served.check(request.tensors)
-            if rows <= served.inline_rows:
-                answers = served.session.run(request.tensors)
-            else:
-                answers = await self._in_thread(served, request.tensors)
+            packed = pack(request.tensors)
+            slot = self._guard.enter(served.ref.manifest_sha256, packed)
+            try:
+                if rows <= served.inline_rows:
+                    answers = served.session.run(request.tensors)
+                else:
+                    answers = await self._in_thread(served, request.tensors)
+            finally:
+                self._guard.leave(slot)
         except RequestInvalid as error:
             served.metrics.refused(request.arm, request.protocol, error.status)
             raise
@@ -201,7 +210,7 @@ class DataPlane:
         outputs = dict(zip(served.session.output_names, answers, strict=True))
         request_id = request.id or make_id()
         if served.capture:
-            self._record(served, request, request_id, rows, outputs, seconds)
+            self._record(served, request, request_id, rows, packed, outputs, seconds)
         whole = end - (request.started or start)
         served.metrics.answered(request.arm, request.protocol, whole, seconds, rows, outside)
         return InferResponse(request_id, served, outputs)
@@ -222,6 +231,7 @@ class DataPlane:
         request: InferRequest,
         request_id: str,
         rows: int,
+        inputs: bytes,
         outputs: dict[str, Array],
         seconds: float,
     ) -> None:
@@ -229,7 +239,7 @@ class DataPlane:
         text = orjson.dumps(
             (request_id, time.time(), ref.model, ref.version, ref.sha256, request.entity_id, rows, seconds * 1000)
         )
-        self.recorder.put(frame(REQUEST, text, pack(request.tensors), pack(outputs)))
+        self.recorder.put(frame(REQUEST, text, inputs, pack(outputs)))
 
     def feedback(self, items: Sequence[Any]) -> dict[str, Any]:
         """Take labels, each item {"id", "labels"} and perhaps "model"; the last ones of an id count.

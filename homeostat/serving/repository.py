@@ -94,12 +94,16 @@ class Repository:
         self._refused: dict[str, tuple[int, float, str]] = {}
         """Manifest digest -> times refused, when to try again, why."""
         self._seen: dict[str, Rollout] = {}
-        self._poked, self._closing = threading.Event(), threading.Event()
+        self._poked, self._closing, self._restored = threading.Event(), threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._follow, name="repository", daemon=True)
 
     def start(self) -> None:
         """Restore, then follow the rows, in a thread."""
         self._thread.start()
+
+    def wait_restored(self, seconds: float) -> bool:
+        """Wait until what was last verified here answers again and the rows were read once; return whether it was."""
+        return self._restored.wait(seconds)
 
     def poke(self) -> None:
         """Look at the rows now."""
@@ -130,6 +134,7 @@ class Repository:
             except Exception as error:  # this thread must outlive anything: without it no rollback arrives
                 self.problem, wait = f"the rollout rows cannot be followed: {error}", FAILED_SECONDS
                 log.exception("following the rollout rows failed; again in %g s", wait)
+            self._restored.set()
             self._poked.wait(wait)
             self._poked.clear()
 

@@ -18,12 +18,14 @@ from homeostat.bundle import load_public_key
 from homeostat.errors import ConfigError
 from homeostat.serving.access.authorization import Access
 from homeostat.serving.access.exposure import check_exposure, make_tls, parse_host, read_certificate, trusted_proxies
+from homeostat.serving.blackbox import Guard, Killers
 from homeostat.serving.capture.recorder import Recorder
 from homeostat.serving.dataplane import DataPlane
 from homeostat.serving.gauges import Gauges
 from homeostat.serving.grpc.listener import GrpcListener
 from homeostat.serving.jsonlog import log_to_stderr
 from homeostat.serving.metrics import Metrics
+from homeostat.serving.post import Post
 from homeostat.serving.repository import Repository, Rows
 from homeostat.serving.rest.app import MAX_BODY, App
 from homeostat.serving.rest.connection import Connection
@@ -35,6 +37,8 @@ log = logging.getLogger(__name__)
 DRAIN_SECONDS = 10
 """How long requests in flight may take after SIGTERM."""
 KEEP_ALIVE_SECONDS = 75
+RESTORE_SECONDS = 10
+"""How long a worker that comes back may load before it answers for what it has."""
 BACKLOG = 2048
 
 
@@ -43,17 +47,38 @@ class _Server(uvicorn.Server):  # type: ignore[misc]
 
     should_exit: bool
     grpc: GrpcListener | None = None
+    post: Post
+    killers: Killers
     failure: BaseException | None = None
     """Why the server ended by itself."""
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
+        asyncio.get_running_loop().add_reader(self.post.control, self._leave)
         if self.grpc is not None:
             self.grpc.start().add_done_callback(self._started)
+        else:
+            self.post.ready()
 
     def _started(self, task: asyncio.Task[None]) -> None:
         self.failure = task.exception()
-        self.should_exit = self.should_exit or self.failure is not None
+        if self.failure is None:
+            self.post.ready()
+        else:
+            self.should_exit = True
+
+    def _leave(self) -> None:
+        """End when the supervisor has: nobody would end this process otherwise."""
+        asyncio.get_running_loop().remove_reader(self.post.control)
+        log.error("the supervisor is gone; draining")
+        self.should_exit = True
+
+    async def on_tick(self, counter: int) -> bool:
+        self.post.box.beat()
+        if counter % 10 == 0:
+            self.killers.read()
+        stop: bool = await super().on_tick(counter)
+        return stop
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         drained = super().shutdown(sockets)
@@ -104,15 +129,26 @@ def _connect(url: str) -> Rows:
     return ControlStore(url)
 
 
-def serve(settings: Settings) -> None:
+def _bind_all(settings: Settings) -> list[socket.socket]:
+    rest = _bind(settings.host, settings.port, "HOMEOSTAT_PORT", BACKLOG)
+    grpc = _bind_grpc(settings)
+    return [rest] if grpc is None else [rest, grpc]
+
+
+def serve(settings: Settings, post: Post) -> None:
     """Serve until SIGTERM or SIGINT, then drain; raises ConfigError when it cannot bind."""
     log_to_stderr()
     proxies = trusted_proxies(settings)
     access = Access(settings, open_metrics=parse_host(settings.host).is_loopback and not proxies)
     check_exposure(settings, authenticated=access.required)
     tls, certificate = make_tls(settings), read_certificate(settings)
-    bound = _bind(settings.host, settings.port, "HOMEOSTAT_PORT", BACKLOG)
-    bound_grpc = _bind_grpc(settings)
+    place = settings.home / "serving" / "workers" / "killers.json"
+    killers = Killers(place)
+    killers.read()
+    listening = post.listening or _bind_all(settings)
+    bound, bound_grpc = listening[0], listening[1] if len(listening) > 1 else None
+    if not post.listening:
+        post.announce(listening, settings.workers, place)
     metrics = Metrics()
     recorder = Recorder(settings.traffic_path)
     repository = Repository(
@@ -121,7 +157,7 @@ def serve(settings: Settings) -> None:
         folder=settings.home / "serving",
         metrics=metrics,
     )
-    plane = DataPlane(repository, recorder, metrics)
+    plane = DataPlane(repository, recorder, metrics, Guard(post.box, killers))
     config = uvicorn.Config(
         Gate(App(plane), access, metrics.refuse),
         http=Connection,
@@ -142,11 +178,14 @@ def serve(settings: Settings) -> None:
     server = _Server(config)
     state = server.server_state
     metrics.add(Gauges(plane, lambda: (len(state.connections), len(state.tasks))))
+    server.post, server.killers = post, killers
     server.grpc = GrpcListener(plane, access, bound_grpc, MAX_BODY, certificate) if bound_grpc else None
     config.load()
     config.ssl = tls
     recorder.start()
     repository.start()
+    if post.listening:  # the others answer meanwhile, or clients wait in the socket: better than a 404
+        repository.wait_restored(RESTORE_SECONDS)
     gc.collect()
     gc.freeze()  # what is loaded by now stays: the collector need not walk it under traffic
     host, port = bound.getsockname()[:2]

@@ -27,6 +27,15 @@ BODY = json.dumps({"inputs": [{"name": "x", "shape": [1, 4], "datatype": "FP32",
 SWAPS = 10
 
 
+def children(process: int) -> list[int]:
+    """The processes that a process has started."""
+    try:
+        tasks = list(Path(f"/proc/{process}/task").iterdir())  # a child is its thread's
+        return [int(pid) for task in tasks for pid in (task / "children").read_text().split()]
+    except OSError:  # it, or one of its threads, has just ended
+        return []
+
+
 class Server:
     """`python -m homeostat.serving` on a free port, with a home of its own."""
 
@@ -91,9 +100,19 @@ class Server:
         if wait:
             self.wait(lambda: self.get("/v2/models/toy/ready")[1].get("version") == str(version))
 
-    def children(self) -> list[int]:
-        tasks = Path(f"/proc/{self.process.pid}/task").iterdir()  # a child is its thread's
-        return [int(pid) for task in tasks for pid in (task / "children").read_text().split()]
+    def workers(self) -> list[int]:
+        return children(self.process.pid)
+
+    def writers(self) -> list[int]:
+        return [writer for worker in self.workers() for writer in children(worker)]
+
+    def kill(self) -> None:
+        """End it, and what answers for it, at once."""
+        workers = self.workers()
+        self.process.kill()
+        for worker in workers:
+            os.kill(worker, signal.SIGKILL)
+        self.process.wait()
 
     def captured(self, table: str = "request") -> list[tuple[Any, ...]]:
         with sqlite3.connect(self.home / "traffic.db") as database:
@@ -166,10 +185,9 @@ def test_kill_9_leaves_no_writer_and_a_restart_serves_the_last_verified_version(
     served.promote(1)
     served.call("POST", "/v2/models/toy/infer", BODY)
     served.wait(lambda: len(served.captured()) == 1)
-    writers = served.children()
+    writers = served.writers()
     assert writers
-    served.process.kill()
-    served.process.wait()
+    served.kill()
     deadline = time.monotonic() + 10
     while any(Path(f"/proc/{pid}").exists() for pid in writers):
         assert time.monotonic() < deadline, "the capture writer is still there"

@@ -212,13 +212,13 @@ def test_a_dead_or_hanging_mlflow_does_not_hold_up_a_rollback(store, monkeypatch
     assert run("reconcile").exit_code == 1
 
 
-@pytest.mark.parametrize("module", ["uvicorn", "homeostat.serving.server"])
-def test_serve_without_its_extra(home, monkeypatch, module):
-    monkeypatch.delitem(sys.modules, "homeostat.serving.server", raising=False)
-    monkeypatch.setitem(sys.modules, module, None)
-    result = run("serve")
-    assert result.exit_code == 1
-    assert f"the model server needs {module}: pip install 'homeostat[serve]'" in result.stderr
+def test_serve_hands_its_options_to_the_server(monkeypatch):
+    from homeostat.serving import supervisor
+
+    given = []
+    monkeypatch.setattr(supervisor, "supervise", lambda environment: given.append(environment) or 2)
+    assert run("serve", "--port", "0", "--grpc-port", "9").exit_code == 2
+    assert given == [{"HOMEOSTAT_PORT": "0", "HOMEOSTAT_GRPC_PORT": "9"}]
 
 
 def test_init_writes_a_project(home):

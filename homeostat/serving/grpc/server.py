@@ -122,7 +122,7 @@ async def start(
         options=[
             ("grpc.max_receive_message_length", max_message),
             ("grpc.max_send_message_length", -1),
-            ("grpc.so_reuseport", 0),  # a second server on this port is a mistake
+            ("grpc.so_reuseport", 1),  # the other workers; a second server has found the port taken before
         ],
     )
     infer = inference.InferenceService(plane)
