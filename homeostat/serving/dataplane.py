@@ -17,6 +17,7 @@ from homeostat.client import current
 from homeostat.dataset import Array
 from homeostat.errors import RequestInvalid, ServingError
 from homeostat.serving.blackbox import Guard
+from homeostat.serving.board import Board
 from homeostat.serving.capture.recorder import Recorder
 from homeostat.serving.capture.writer import LABELS, REQUEST, frame
 from homeostat.serving.metrics import Arm, Metrics, Protocol
@@ -122,6 +123,8 @@ class DataPlane:
     ) -> None:
         self.repository, self.recorder, self.metrics = repository, recorder, metrics
         self._guard = guard or Guard()
+        self.board: Board | None = None
+        """Where there are other workers."""
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="infer")
         self._queued = 0
 

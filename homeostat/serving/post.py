@@ -20,6 +20,8 @@ class Post:
     control: socket.socket
     """To the supervisor; its end means that the supervisor is gone."""
     box: BlackBox
+    index: int = 0
+    """0 for the first of the workers; one that comes back has the index of its forerunner."""
     listening: list[socket.socket] = field(default_factory=list)
     """REST, and gRPC if it is served; empty for the first worker."""
 

@@ -94,6 +94,8 @@ class Repository:
         self._refused: dict[str, tuple[int, float, str]] = {}
         """Manifest digest -> times refused, when to try again, why."""
         self._seen: dict[str, Rollout] = {}
+        self.changed: Callable[[], None] = lambda: None
+        """Called in the thread after what is loaded of a model has changed."""
         self._poked, self._closing, self._restored = threading.Event(), threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._follow, name="repository", daemon=True)
 
@@ -212,6 +214,7 @@ class Repository:
         }
         self._forget(row)
         self._seen[row.model] = row
+        self.changed()
         if moved and not remembered:
             self._memory.write(row, [served.ref.manifest_sha256 for served in self.models[row.model].loaded()])
 

@@ -19,6 +19,7 @@ from homeostat.errors import ConfigError
 from homeostat.serving.access.authorization import Access
 from homeostat.serving.access.exposure import check_exposure, make_tls, parse_host, read_certificate, trusted_proxies
 from homeostat.serving.blackbox import Guard, Killers
+from homeostat.serving.board import Board
 from homeostat.serving.capture.recorder import Recorder
 from homeostat.serving.dataplane import DataPlane
 from homeostat.serving.gauges import Gauges
@@ -183,6 +184,10 @@ def serve(settings: Settings, post: Post) -> None:
     config.load()
     config.ssl = tls
     recorder.start()
+    if settings.workers > 1:
+        plane.board = Board(place.parent, post.index, lambda: list(repository.models.values()), metrics.render)
+        plane.board.start(first=not post.listening)
+        repository.changed = plane.board.publish
     repository.start()
     if post.listening:  # the others answer meanwhile, or clients wait in the socket: better than a 404
         repository.wait_restored(RESTORE_SECONDS)
@@ -197,6 +202,8 @@ def serve(settings: Settings, post: Post) -> None:
         repository.close()
         plane.close()
         recorder.close()
+        if plane.board is not None:
+            plane.board.close()
         log.info(
             "stopped; %d captured = %d written + %d duplicates + %d dropped",
             recorder.captured,

@@ -131,11 +131,15 @@ class Supervisor:
         ours, theirs = socket.socketpair()
         file = tempfile.TemporaryFile(prefix="homeostat-blackbox-")  # noqa: SIM115  it lives as long as the worker
         file.truncate(SIZE)
-        shared = [theirs.fileno(), file.fileno(), *(one.fileno() for one in self._listening)]
-        command = [sys.executable, "-m", "homeostat.serving.worker", *map(str, shared)]
+        control, box, listening = theirs.fileno(), file.fileno(), [one.fileno() for one in self._listening]
+        arguments = map(str, (control, box, index, *listening))
         with theirs:
             process = subprocess.Popen(
-                command, env=self._environment, pass_fds=shared, stdin=subprocess.DEVNULL, start_new_session=True
+                [sys.executable, "-m", "homeostat.serving.worker", *arguments],
+                env=self._environment,
+                pass_fds=[control, box, *listening],
+                stdin=subprocess.DEVNULL,
+                start_new_session=True,
             )
         worker = Worker(index, process, ours, BlackBox(file.fileno()), file)
         self._workers[index] = worker

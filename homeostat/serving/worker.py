@@ -1,4 +1,4 @@
-"""`python -m homeostat.serving.worker CONTROL BOX [REST [GRPC]]`: one worker, at descriptors of its supervisor's."""
+"""One worker: `python -m homeostat.serving.worker CONTROL BOX INDEX [REST [GRPC]]`, descriptors of its supervisor."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from homeostat.settings import load_settings
 
 def main(arguments: list[str]) -> int:
     """Serve with the settings of the environment; a wrong one is one line on stderr and exit code 2."""
-    control, box, *listening = map(int, arguments)
+    control, box, index, *listening = map(int, arguments)
     with socket.socket(fileno=control) as supervisor:
-        post = Post(supervisor, BlackBox(box), [socket.socket(fileno=one) for one in listening])
+        post = Post(supervisor, BlackBox(box), index, [socket.socket(fileno=one) for one in listening])
         try:
             settings = load_settings()
             try:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import http.client
 import json
 import os
+import re
 import signal
 import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.request import urlopen
 
 import numpy as np
 import pytest
@@ -102,6 +104,43 @@ def test_a_request_that_kills_two_workers_is_refused_and_its_siblings_go_on(serv
     (killers,) = (json.loads(path.read_text()) for path in served.home.rglob("killers.json"))
     assert list(killers.values()) == [2]
     assert "SIGFPE" in served.log.read_text()
+
+
+def counted(server: Server) -> int:
+    with urlopen(f"http://127.0.0.1:{server.port}/metrics", timeout=10) as answer:
+        text = answer.read().decode()
+    return sum(int(float(n)) for n in re.findall(r'^homeostat_requests_total{.*status="200".*} (\S+)$', text, re.M))
+
+
+def test_metrics_are_of_all_workers_and_never_go_back(served):
+    for _ in range(40):
+        assert ask(served, 40, 0)[0] == 200
+    served.wait(lambda: counted(served) == 40)  # the other worker tells once a second
+    for worker in served.workers():
+        time.sleep(1.2)
+        os.kill(worker, signal.SIGKILL)
+        served.wait(lambda: all_ready(served))
+        served.wait(lambda: counted(served) == 40)
+    for _ in range(10):
+        assert ask(served, 40, 0)[0] == 200
+    served.wait(lambda: counted(served) == 50)
+    assert [counted(served) for _ in range(10)] == [50] * 10
+
+
+def test_every_worker_has_a_version_that_is_said_to_be_ready(served):
+    def is_ready(path: str, version: int) -> bool:
+        status, answer = served.get(f"/v2/models/toy{path}/ready")
+        return status == 200 and answer["version"] == str(version)
+
+    for version in range(2, 5):
+        ref = make_bundle(served.home, version, onnx_bytes=quotient())
+        why: dict[str, Any] = {"actor": "t", "reason": "t", "evidence": {}}
+        generation = served.control.generation("toy")
+        row = served.control.set_challenger("toy", ref, expected_generation=generation, **why)
+        served.wait(lambda version=version: is_ready(f"/versions/{version}", version))
+        served.control.promote("toy", version, expected_generation=row.generation, **why)
+        served.wait(lambda version=version: is_ready("", version))
+        assert {ask(served, 40, 0)[1]["model_version"] for _ in range(20)} == {str(version)}
 
 
 def test_what_was_refused_is_refused_after_a_restart(served):

@@ -78,8 +78,9 @@ class Access:
         self._tokens = self._read_tokens()
         self.required = self._stamps[0] is not None or self._tokens is not None
         """Whether a key or token is asked for."""
-        burst = settings.rate_burst or max(1, int(2 * settings.rate_limit))
-        self._rates = RateLimit(settings.rate_limit, burst) if settings.rate_limit else None
+        rate = settings.rate_limit / settings.workers  # each worker has its share of the requests
+        burst = settings.rate_burst // settings.workers or int(2 * rate)
+        self._rates = RateLimit(rate, max(1, burst)) if rate else None
         self._due = time.monotonic() + RELOAD_SECONDS
 
     def idle(self) -> bool:

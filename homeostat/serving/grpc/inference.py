@@ -141,7 +141,7 @@ class InferenceService:
     async def _model_ready(self, request: Any, context: Any) -> Any:
         del context
         state = self._plane.repository.models.get(request.name)
-        ready = state is not None and rest.readiness(state, request.version or None)["ready"]
+        ready = state is not None and rest.readiness(state, request.version or None, self._plane.board)["ready"]
         return message("inference.ModelReadyResponse")(ready=ready)
 
     async def _server_metadata(self, request: Any, context: Any) -> Any:

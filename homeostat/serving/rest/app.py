@@ -240,11 +240,13 @@ class App:
         await self._json(send, 200, inference.metadata(self._plane.state(found.model), served))
 
     async def _model_ready(self, found: Route, send: Send) -> None:
-        body = inference.readiness(self._plane.state(found.model), found.version)
+        body = inference.readiness(self._plane.state(found.model), found.version, self._plane.board)
         await self._json(send, 200 if body["ready"] else 503, body)
 
     async def _metrics(self, _: Route, send: Send) -> None:
-        await self._write(send, 200, self._plane.metrics.render(), metrics.CONTENT_TYPE.encode(), [])
+        board = self._plane.board
+        text = self._plane.metrics.render() if board is None else board.render()
+        await self._write(send, 200, text, metrics.CONTENT_TYPE.encode(), [])
 
     async def _ping(self, _: Route, send: Send) -> None:
         ready, _problem = self._plane.repository.ready()

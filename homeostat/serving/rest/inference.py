@@ -13,6 +13,7 @@ import orjson
 from homeostat import __version__
 from homeostat.dataset import Array
 from homeostat.errors import RequestInvalid
+from homeostat.serving.board import Board
 from homeostat.serving.dataplane import InferRequest, InferResponse, check_entity, check_id
 from homeostat.serving.repository import ModelState
 from homeostat.serving.served import Served
@@ -244,18 +245,26 @@ def metadata(state: ModelState, served: Served) -> dict[str, Any]:
     }
 
 
-def readiness(state: ModelState, version: str | None) -> dict[str, Any]:
-    """Return what is live (or, of a version, whether it is loaded): version, sha256, generation, and any problem."""
+def readiness(state: ModelState, version: str | None, board: Board | None = None) -> dict[str, Any]:
+    """Return what is live (or, of a version, whether it is loaded): version, sha256, generation, and any problem.
+
+    Where there are several workers it is ready when all of them are.
+    """
     if version is None:
         served, problem = state.live, state.problem
     else:
         served = next((one for one in state.loaded() if str(one.ref.version) == version), None)
         problem = next((text for number, text in state.problems.items() if str(number) == version), "")
+    if served is not None and board is not None:
+        missing = board.missing(state.name, served.ref.manifest_sha256, live=version is None)
+        problem = problem or (f"{missing} other workers do not have it yet" if missing else "")
+    else:
+        missing = 0
     return {
         "name": state.name,
         "version": str(served.ref.version) if served else version,
         "sha256": served.ref.sha256 if served else None,
         "generation": state.generation,
-        "ready": served is not None,
+        "ready": served is not None and not missing,
         "problem": problem,
     }

@@ -93,5 +93,5 @@ def test_a_worker_without_the_extra_says_what_to_install(monkeypatch, capsys, mi
     monkeypatch.delitem(sys.modules, "homeostat.serving.server", raising=False)
     monkeypatch.setitem(sys.modules, missing, None)
     with ours:
-        assert worker.main([str(theirs.detach()), "-1"]) == 2
+        assert worker.main([str(theirs.detach()), "-1", "0"]) == 2
     assert f"the model server needs {missing}: pip install 'homeostat[serve]'" in capsys.readouterr().err
