@@ -57,6 +57,10 @@ class Settings(BaseSettings):
         default=4096, ge=1, le=100_000, description="connections at once; default 4096, fewer if files are limited"
     )
 
+    access_log: bool = Field(
+        default=False, description="a JSON line on stdout for each request, in ECS field names; default false"
+    )
+
     @model_validator(mode="before")
     @classmethod
     def _absolute(cls, values: dict[str, object]) -> dict[str, object]:

@@ -13,6 +13,7 @@ import grpc
 from homeostat.serving.access.authorization import Access
 from homeostat.serving.dataplane import DataPlane
 from homeostat.serving.grpc.server import start
+from homeostat.serving.observer import Observer
 from homeostat.serving.protos import message, service
 from homeostat.serving.rest.app import MAX_BODY
 
@@ -45,12 +46,15 @@ class GrpcClient:
 
 
 @contextmanager
-def grpc_server(plane: DataPlane, access: Access, port: int, max_message: int = MAX_BODY) -> Iterator[None]:
+def grpc_server(
+    plane: DataPlane, access: Access, port: int, max_message: int = MAX_BODY, observer: Observer | None = None
+) -> Iterator[None]:
     """Answer for a data plane from a thread with an event loop of its own."""
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever)
     thread.start()
-    started = asyncio.run_coroutine_threadsafe(start(plane, access, f"127.0.0.1:{port}", max_message), loop)
+    starting = start(plane, access, f"127.0.0.1:{port}", max_message, observer=observer)
+    started = asyncio.run_coroutine_threadsafe(starting, loop)
     try:
         server = started.result(20)
         yield

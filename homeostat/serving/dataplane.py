@@ -20,6 +20,8 @@ from homeostat.serving.blackbox import Guard
 from homeostat.serving.board import Board
 from homeostat.serving.capture.recorder import Recorder
 from homeostat.serving.capture.writer import LABELS, REQUEST, frame
+from homeostat.serving.exchange import Exchange
+from homeostat.serving.exchange import current as current_exchange
 from homeostat.serving.metrics import Arm, Metrics, Protocol
 from homeostat.serving.repository import MODEL_NAME, ModelState, Repository
 from homeostat.serving.served import Served
@@ -115,6 +117,15 @@ def _model(item: dict[str, Any], where: str) -> str:
     return model
 
 
+def _note(
+    exchange: Exchange, served: Served, request: InferRequest, request_id: str, times: tuple[float, float]
+) -> None:
+    """Note what answered a request, and when its inference began and ended."""
+    exchange.model, exchange.version = served.ref.model, str(served.ref.version)
+    exchange.arm, exchange.protocol, exchange.request_id = request.arm, request.protocol, request_id
+    exchange.decode_start, (exchange.infer_start, exchange.infer_end) = request.started, times
+
+
 class DataPlane:
     """Answers for the models of a repository, and records what it answered."""
 
@@ -154,12 +165,16 @@ class DataPlane:
             raise NotServing(
                 f"model {name!r} has no live version yet: {state.problem or 'none is promoted, or it is loading'}"
             )
-        if version is None:
-            return live
-        for served in state.answering():
-            if str(served.ref.version) == version:
-                return served
-        raise ModelNotFound(name, version, [str(served.ref.version) for served in state.answering()])
+        served = live
+        if version is not None:
+            found = [one for one in state.answering() if str(one.ref.version) == version]
+            if not found:
+                raise ModelNotFound(name, version, [str(one.ref.version) for one in state.answering()])
+            served = found[0]
+        exchange = current_exchange.get()
+        if exchange is not None:
+            exchange.model, exchange.version = name, str(served.ref.version)
+        return served
 
     @property
     def queued(self) -> int:
@@ -214,6 +229,9 @@ class DataPlane:
         request_id = request.id or make_id()
         if served.capture:
             self._record(served, request, request_id, rows, packed, outputs, seconds)
+        exchange = current_exchange.get()
+        if exchange is not None and request.arm != "shadow":
+            _note(exchange, served, request, request_id, (start, end))
         whole = end - (request.started or start)
         served.metrics.answered(request.arm, request.protocol, whole, seconds, rows, outside)
         return InferResponse(request_id, served, outputs)

@@ -10,15 +10,21 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoM
 from prometheus_client.registry import Collector
 
 from homeostat import __version__
+from homeostat.serving.accesslog import AccessLog
 from homeostat.serving.dataplane import MAX_QUEUED, DataPlane
 
 
 class Gauges(Collector):
     """Reads the parts of one server."""
 
-    def __init__(self, plane: DataPlane, http: Callable[[], tuple[int, int]] = lambda: (0, 0)) -> None:
+    def __init__(
+        self,
+        plane: DataPlane,
+        http: Callable[[], tuple[int, int]] = lambda: (0, 0),
+        access_log: AccessLog | None = None,
+    ) -> None:
         """http: returns the HTTP connections that are open, and the requests on them that are being answered."""
-        self._plane, self._http = plane, http
+        self._plane, self._http, self._access_log = plane, http, access_log
 
     def collect(self) -> Iterator[Metric]:
         """Yield the metric families, for prometheus_client."""
@@ -54,6 +60,9 @@ class Gauges(Collector):
         yield _gauge("connections", "Open HTTP connections.", connections)
         yield _gauge("queue_length", "Requests that wait for the inference thread, or are in it.", self._plane.queued)
         yield _gauge("queue_limit", "Requests that may wait; more are answered 503.", MAX_QUEUED)
+
+        lost = self._access_log.dropped if self._access_log else 0
+        yield _counter("access_log_dropped", "Lines that the access log lost.", lost)
 
     def _capture(self) -> Iterator[Metric]:
         recorder = self._plane.recorder

@@ -18,6 +18,7 @@ from homeostat.bundle import load_public_key
 from homeostat.errors import ConfigError
 from homeostat.serving.access.authorization import Access
 from homeostat.serving.access.exposure import check_exposure, make_tls, parse_host, read_certificate, trusted_proxies
+from homeostat.serving.accesslog import AccessLog
 from homeostat.serving.blackbox import Guard, Killers
 from homeostat.serving.board import Board
 from homeostat.serving.capture.recorder import Recorder
@@ -26,11 +27,13 @@ from homeostat.serving.gauges import Gauges
 from homeostat.serving.grpc.listener import GrpcListener
 from homeostat.serving.jsonlog import log_to_stderr
 from homeostat.serving.metrics import Metrics
+from homeostat.serving.observer import Observer
 from homeostat.serving.post import Post
 from homeostat.serving.repository import Repository, Rows
 from homeostat.serving.rest.app import MAX_BODY, App
 from homeostat.serving.rest.connection import Connection
 from homeostat.serving.rest.gate import Gate
+from homeostat.serving.rest.observed import Observed
 from homeostat.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -159,8 +162,11 @@ def serve(settings: Settings, post: Post) -> None:
         metrics=metrics,
     )
     plane = DataPlane(repository, recorder, metrics, Guard(post.box, killers))
+    access_log = AccessLog() if settings.access_log else None
+    observer = Observer(access_log) if access_log else None
+    gate = Gate(App(plane), access, metrics.refuse)
     config = uvicorn.Config(
-        Gate(App(plane), access, metrics.refuse),
+        Observed(gate, observer) if observer else gate,
         http=Connection,
         loop="uvloop",
         ws="none",
@@ -178,11 +184,13 @@ def serve(settings: Settings, post: Post) -> None:
     )
     server = _Server(config)
     state = server.server_state
-    metrics.add(Gauges(plane, lambda: (len(state.connections), len(state.tasks))))
     server.post, server.killers = post, killers
-    server.grpc = GrpcListener(plane, access, bound_grpc, MAX_BODY, certificate) if bound_grpc else None
+    metrics.add(Gauges(plane, lambda: (len(state.connections), len(state.tasks)), access_log))
+    server.grpc = GrpcListener(plane, access, bound_grpc, MAX_BODY, certificate, observer) if bound_grpc else None
     config.load()
     config.ssl = tls
+    if access_log is not None:
+        access_log.start()
     recorder.start()
     if settings.workers > 1:
         plane.board = Board(place.parent, post.index, lambda: list(repository.models.values()), metrics.render)
@@ -204,6 +212,8 @@ def serve(settings: Settings, post: Post) -> None:
         recorder.close()
         if plane.board is not None:
             plane.board.close()
+        if access_log is not None:
+            access_log.close()
         log.info(
             "stopped; %d captured = %d written + %d duplicates + %d dropped",
             recorder.captured,

@@ -27,7 +27,7 @@ LABELS = re.compile(r"(?:by|label_values)\s*\(([^()]*)\)|(\w+)\s*=~?\s*\"")
 @pytest.fixture(scope="module")
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """A server that has answered, refused and captured."""
-    made = Server(tmp_path_factory.mktemp("observed") / "home")
+    made = Server(tmp_path_factory.mktemp("observed") / "home", HOMEOSTAT_ACCESS_LOG="true")
     try:
         made.promote(1)
         assert made.call("POST", "/v2/models/toy/infer", BODY)[0] == 200
@@ -131,3 +131,23 @@ def test_panels_do_not_lie_on_one_another() -> None:
         places |= cells
     ids = [panel["id"] for panel in DASHBOARD["panels"]]
     assert len(ids) == len(set(ids))
+
+
+def test_stdout_has_the_access_log_and_stderr_the_rest(served: Server) -> None:
+    lines = served.wait(lambda: [one for one in served.out.read_text().splitlines() if "/infer" in one])
+    answered, refused = (json.loads(one) for one in lines[:2])
+    assert (answered["http.response.status_code"], answered["labels.version"]) == (200, "1")
+    assert (refused["http.response.status_code"], refused["client.ip"]) == (400, "127.0.0.1")
+    told = [json.loads(one) for one in served.log.read_text().splitlines()]
+    assert {one["event.dataset"] for one in told} == {"homeostat.server"}
+    assert {one["event.dataset"] for one in map(json.loads, served.out.read_text().splitlines())} == {
+        "homeostat.access"
+    }
+
+
+def test_the_last_line_is_written_before_the_server_ends(tmp_path: Path) -> None:
+    server = Server(tmp_path / "home", HOMEOSTAT_ACCESS_LOG="true")
+    assert server.get("/v2")[0] == 200
+    server.process.terminate()
+    assert server.process.wait(20) == 0
+    assert json.loads(server.out.read_text().splitlines()[-1])["url.path"] == "/v2"

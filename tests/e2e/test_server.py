@@ -40,7 +40,7 @@ class Server:
     """`python -m homeostat.serving` on a free port, with a home of its own."""
 
     def __init__(self, home: Path, **environment: str) -> None:
-        self.home, self.log = home, home / "server.log"
+        self.home, self.log, self.out = home, home / "server.log", home / "server.out"
         home.mkdir(parents=True, exist_ok=True)
         self.environment = {
             **os.environ,
@@ -54,9 +54,9 @@ class Server:
 
     def start(self) -> None:
         started = time.monotonic()
-        with self.log.open("wb") as log:
+        with self.log.open("wb") as log, self.out.open("wb") as out:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "homeostat.serving"], env=self.environment, stderr=log, cwd=self.home
+                [sys.executable, "-m", "homeostat.serving"], env=self.environment, stdout=out, stderr=log, cwd=self.home
             )
         self.port = int(self.wait(lambda: self.line("listening on")).split(":")[2].split(",")[0])
         self.wait(lambda: self.get("/v2/health/live")[0] == 200)

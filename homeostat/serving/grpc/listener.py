@@ -11,6 +11,7 @@ from homeostat.errors import ConfigError
 from homeostat.serving.access.authorization import Access
 from homeostat.serving.access.exposure import Certificate
 from homeostat.serving.dataplane import DataPlane
+from homeostat.serving.observer import Observer
 
 log = logging.getLogger(__name__)
 
@@ -29,9 +30,10 @@ class GrpcListener:
         bound: socket.socket,
         max_message: int,
         certificate: Certificate | None = None,
+        observer: Observer | None = None,
     ) -> None:
         self._plane, self._access, self._bound = plane, access, bound
-        self._max_message, self._certificate = max_message, certificate
+        self._max_message, self._certificate, self._observer = max_message, certificate, observer
         self._server: Any = None
         self._task: asyncio.Task[None] | None = None
 
@@ -45,7 +47,9 @@ class GrpcListener:
         start = await asyncio.to_thread(_import)
         address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
         try:
-            self._server = await start(self._plane, self._access, address, self._max_message, self._certificate)
+            self._server = await start(
+                self._plane, self._access, address, self._max_message, self._certificate, self._observer
+            )
         except RuntimeError as error:
             raise ConfigError(f"port {port} on {host} is taken; set HOMEOSTAT_GRPC_PORT to another one") from error
         finally:

@@ -21,7 +21,10 @@ from homeostat.errors import RequestInvalid
 from homeostat.serving.access.authorization import Access
 from homeostat.serving.access.exposure import Certificate
 from homeostat.serving.dataplane import DataPlane, InferenceFailed
+from homeostat.serving.exchange import Exchange
+from homeostat.serving.exchange import current as current_exchange
 from homeostat.serving.grpc import inference, tensorflow
+from homeostat.serving.observer import Observer
 from homeostat.serving.protos import message, service
 
 log = logging.getLogger(__name__)
@@ -35,12 +38,14 @@ CODES = {
     404: grpc.StatusCode.NOT_FOUND,
     413: grpc.StatusCode.RESOURCE_EXHAUSTED,
     429: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    500: grpc.StatusCode.INTERNAL,
     501: grpc.StatusCode.UNIMPLEMENTED,
     503: grpc.StatusCode.UNAVAILABLE,
 }
 """HTTP status of an error -> gRPC status code."""
 
 Method = Callable[[Any, Any], Awaitable[Any]]
+Answer = Callable[[bytes, Any], Awaitable[bytes]]
 
 
 def _address(peer: str) -> str:
@@ -48,9 +53,43 @@ def _address(peer: str) -> str:
     return unquote(peer).partition(":")[2].rpartition(":")[0].strip("[]")
 
 
-def _answer(
-    plane: DataPlane, access: Access, path: str, kind: Any, method: Method, *, counts: bool
-) -> Callable[[bytes, Any], Awaitable[bytes]]:
+async def _abort(context: Any, status: int, text: str) -> None:
+    """End a call with the code of an HTTP status; raises what gRPC raises."""
+    exchange = current_exchange.get()
+    if exchange is not None:
+        exchange.status = status
+    await context.abort(CODES[status], text)
+
+
+def _observed(answer: Answer, path: str, observer: Observer) -> Answer:
+    """Return the handler of one method that tells the observer of each call."""
+
+    async def observed(data: bytes, context: Any) -> bytes:
+        metadata = dict(context.invocation_metadata())
+        exchange = Exchange(
+            transport="grpc",
+            method="POST",
+            path=path,
+            address=_address(context.peer()),
+            http_version="2",
+            user_agent=str(metadata.get("user-agent", "")),
+            traceparent=str(metadata.get("traceparent", "")),
+        )
+        observer.begin(exchange)
+        try:
+            answered = await answer(data, context)
+            exchange.status = 200
+            return answered
+        except Exception:
+            exchange.status = exchange.status or 500
+            raise
+        finally:
+            observer.end(exchange)
+
+    return observed
+
+
+def _answer(plane: DataPlane, access: Access, path: str, kind: Any, method: Method, *, counts: bool) -> Answer:
     """Return the handler of one method: bytes in, bytes out, errors as status codes.
 
     path: `/package.Service/Method`. counts: whether the method counts its own refusals, by version.
@@ -69,20 +108,23 @@ def _answer(
                 client = access.admit_call(path, dict(context.invocation_metadata()), _address(context.peer()))
             except RequestInvalid as error:
                 plane.metrics.refuse(error.status)
-                await context.abort(CODES[error.status], str(error))
+                await _abort(context, error.status, str(error))
             current.set(client)  # each call is a task, with a context of its own
+            exchange = current_exchange.get()
+            if exchange is not None and client is not None:
+                exchange.client = client.id
         try:
             request = kind.FromString(data)
         except DecodeError:
             plane.metrics.refuse(400)
-            await context.abort(CODES[400], f"the bytes are no {kind.DESCRIPTOR.full_name}")
+            await _abort(context, 400, f"the bytes are no {kind.DESCRIPTOR.full_name}")
         try:
             encoded: bytes = (await method(request, context)).SerializeToString()
             return encoded
         except RequestInvalid as error:
             if not counts:
                 plane.metrics.refuse(error.status)
-            await context.abort(CODES[error.status], str(error))
+            await _abort(context, error.status, str(error))
         except asyncio.CancelledError:  # the client left, or its deadline passed
             plane.metrics.refuse(499)
             raise
@@ -91,31 +133,43 @@ def _answer(
                 plane.metrics.refuse(500)
             log.exception("%s failed", kind.DESCRIPTOR.full_name)
             text = f"{type(error.__cause__ or error).__name__} while answering; the server's log says where"
-            await context.abort(grpc.StatusCode.INTERNAL, text)
+            await _abort(context, 500, text)
         raise AssertionError("abort raises")
 
     return answer
 
 
 def _handler(
-    plane: DataPlane, access: Access, name: str, methods: Mapping[str, Method], counting: frozenset[str]
+    plane: DataPlane,
+    access: Access,
+    name: str,
+    methods: Mapping[str, Method],
+    counting: frozenset[str],
+    observer: Observer | None,
 ) -> Any:
     handlers = {}
     for method in service(name).methods:
         kind = message(method.input_type.full_name)
         path, counts = f"/{name}/{method.name}", method.name in counting
         answer = _answer(plane, access, path, kind, methods[method.name], counts=counts)
+        if observer is not None:
+            answer = _observed(answer, path, observer)
         handlers[method.name] = grpc.unary_unary_rpc_method_handler(answer)
     return grpc.method_handlers_generic_handler(name, handlers)
 
 
 async def start(
-    plane: DataPlane, access: Access, address: str, max_message: int, certificate: Certificate | None = None
+    plane: DataPlane,
+    access: Access,
+    address: str,
+    max_message: int,
+    certificate: Certificate | None = None,
+    observer: Observer | None = None,
 ) -> Any:
     """Start a server of both protocols, and return it; raises RuntimeError when it cannot bind.
 
     address: such as 127.0.0.1:8081. max_message: bytes of one request, also after decompression.
-    certificate: calls come over TLS with it.
+    certificate: calls come over TLS with it. observer: is told of each call.
     """
     server = grpc.aio.server(
         maximum_concurrent_rpcs=MAX_CALLS,
@@ -130,9 +184,9 @@ async def start(
     models = tensorflow.ModelService(plane)
     server.add_generic_rpc_handlers(
         (
-            _handler(plane, access, inference.SERVICE, infer.methods, inference.INFERENCES),
-            _handler(plane, access, tensorflow.PREDICTION_SERVICE, prediction.methods, tensorflow.INFERENCES),
-            _handler(plane, access, tensorflow.MODEL_SERVICE, models.methods, frozenset()),
+            _handler(plane, access, inference.SERVICE, infer.methods, inference.INFERENCES, observer),
+            _handler(plane, access, tensorflow.PREDICTION_SERVICE, prediction.methods, tensorflow.INFERENCES, observer),
+            _handler(plane, access, tensorflow.MODEL_SERVICE, models.methods, frozenset(), observer),
         )
     )
     if certificate is None:

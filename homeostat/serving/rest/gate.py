@@ -10,6 +10,7 @@ import orjson
 from homeostat.client import current
 from homeostat.errors import RequestInvalid, TooManyRequests, Unauthenticated
 from homeostat.serving.access.authorization import Access
+from homeostat.serving.exchange import current as current_exchange
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
@@ -40,6 +41,9 @@ class Gate:
             self._refuse(error.status)
             await _write_error(send, error)
             return
+        exchange = current_exchange.get()
+        if exchange is not None and client is not None:
+            exchange.client = client.id
         token = current.set(client)
         try:
             await self._app(scope, receive, send)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from pathlib import Path
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
@@ -105,7 +106,7 @@ def test_a_store_that_is_down_and_a_version_that_is_refused_are_seen(plane) -> N
     plane.repository.poll()
     broken = make_bundle(plane.home, 2)
     plane.store.put(rollout(plane.store.table["toy"].champion, 2, challenger=broken))
-    next((plane.home / "bundles").rglob("*2*/model.onnx")).write_bytes(b"damaged")
+    Path(broken.url.removeprefix("file://"), "model.onnx").write_bytes(b"damaged")
     plane.repository.poll()
     plane.store.down = True
     plane.repository.poll()
