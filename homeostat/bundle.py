@@ -26,7 +26,7 @@ from homeostat.config import ProjectConfig, ServeConfig
 from homeostat.contract import Contract, Strict
 from homeostat.dataset import Array
 from homeostat.errors import BundleInvalid, DataInvalid, Unavailable
-from homeostat.graph import external_tensors
+from homeostat.graph import check_graph
 from homeostat.keys import load_key, load_public_key
 from homeostat.records import BundleRef, Lineage, Task
 
@@ -106,16 +106,6 @@ def _golden(onnx: bytes, rows: Mapping[str, Array]) -> bytes:
     return _npz(arrays)
 
 
-def _refuse_external(onnx: bytes, where: str) -> None:
-    # ONNX Runtime resolves such paths against the working folder even when it is given bytes
-    names = external_tensors(onnx)
-    if names:
-        raise BundleInvalid(
-            f"{where}: the weights {', '.join(names[:3])} lie in other files, which no digest covers; "
-            "export with save_as_external_data=False"
-        )
-
-
 def _twins(fs: Any, folder: str, manifest: Manifest, key: Ed25519PublicKey) -> Iterator[tuple[str, bytes]]:
     """Committed bundles under `folder` that say the same as `manifest`, but for the time of their making."""
     if not fs.exists(folder):
@@ -167,9 +157,9 @@ def build(
 
     reference: npz bytes. golden: input name -> rows [n, ...]; the first 16 are kept with the
     graph's answer. Building the same again returns the bundle that is there. Raises
-    BundleInvalid when the graph keeps weights in other files or a file passes its cap.
+    BundleInvalid when the graph has what is not served (homeostat.graph) or a file passes its cap.
     """
-    _refuse_external(onnx, "model.onnx")
+    check_graph(onnx, "model.onnx")
     contents = {
         "model.onnx": onnx,
         "contract.json": contract.to_json().encode(),
@@ -284,7 +274,7 @@ def open_bundle(
                 f"({record.bytes} bytes); deploy the version again"
             )
         contents[name] = data
-    _refuse_external(contents["model.onnx"], f"{folder}/model.onnx")
+    check_graph(contents["model.onnx"], f"{folder}/model.onnx")
     try:
         contract = Contract.from_json(contents["contract.json"], f"{folder}/contract.json")
     except DataInvalid as error:

@@ -106,6 +106,35 @@ def patients() -> bytes:
     )
 
 
+def chain(nodes: int, op: str = "Relu") -> bytes:
+    """x [n, 4] float32 -> output [n, 4], through so many nodes, one after the other."""
+    names = ["x", *(f"t{i}" for i in range(1, nodes)), "output"]
+    values = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n", WIDTH]) for name in ("x", "output")]
+    return graph_bytes([helper.make_node(op, [names[i]], [names[i + 1]]) for i in range(nodes)], values[:1], values[1:])
+
+
+def function_chain(functions: int) -> bytes:
+    """x [n, 4] float32 -> output [n, 4], through functions of the model's own, each of which calls the next."""
+    own = [helper.make_opsetid("own", 1), helper.make_opsetid("", 17)]
+    calls = [helper.make_node(f"f{i + 1}", ["a"], ["b"], domain="own") for i in range(functions - 1)]
+    calls.append(helper.make_node("Relu", ["a"], ["b"]))
+    made = [helper.make_function("own", f"f{i}", ["a"], ["b"], [call], own) for i, call in enumerate(calls)]
+    model = onnx.load_from_string(chain(1))
+    model.graph.node[0].op_type, model.graph.node[0].domain = "f0", "own"
+    model.opset_import.append(own[0])
+    model.functions.extend(made)
+    return model.SerializeToString()
+
+
+def weighing(values: np.ndarray, *, raw: bool = True) -> bytes:
+    """x [n, 4] float32 -> output [n, 4] = x, beside weights w that nothing uses."""
+    model = onnx.load_from_string(chain(1, "Identity"))
+    kind = helper.np_dtype_to_tensor_dtype(values.dtype)
+    data = values.tobytes() if raw else values
+    model.graph.initializer.append(helper.make_tensor("w", kind, values.shape, data, raw=raw))
+    return model.SerializeToString()
+
+
 def contract_of(
     onnx_bytes: bytes, low: float = -10.0, high: float = 10.0, columns: Mapping[str, tuple[str, ...]] | None = None
 ) -> Contract:

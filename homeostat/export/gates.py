@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -13,16 +13,9 @@ from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 from homeostat.dataset import Array
 from homeostat.errors import BundleInvalid, DataInvalid, ExportMismatch, ExportUnsupported, GateFailed
 from homeostat.export.onnx import OUTPUT, declared_inputs, unknown_ops
-from homeostat.graph import external_tensors
+from homeostat.graph import check_graph, read_graph
 from homeostat.inference import predict, session
 from homeostat.records import Gate, Task
-
-CONTRIBUTED = frozenset(
-    {"DynamicQuantizeLSTM", "DynamicQuantizeMatMul", "FusedConv", "MatMulIntegerToFloat", "QGemm", "QLinearAdd",
-     "QLinearAveragePool", "QLinearConcat", "QLinearGlobalAveragePool", "QLinearLeakyRelu", "QLinearMul",
-     "QLinearSigmoid", "QLinearSoftmax"}
-)  # fmt: skip
-"""Operators of ONNX Runtime's own domain (com.microsoft) that its quantizer writes."""
 
 ORT_ERRORS: tuple[type[Exception], ...] = (
     *(ort_errors.Fail, ort_errors.InvalidArgument, ort_errors.InvalidGraph),
@@ -31,9 +24,6 @@ ORT_ERRORS: tuple[type[Exception], ...] = (
 """What ONNX Runtime raises for a graph that it cannot run; they have no parent of their own."""
 
 _FAILS: tuple[type[Exception], ...] = (DataInvalid, *ORT_ERRORS)
-
-DOMAINS = frozenset({"", "ai.onnx", "ai.onnx.ml"})
-"""ONNX' own; a lookup layer becomes a LabelEncoder of ai.onnx.ml."""
 
 INVARIANCE_TOLERANCE = 1e-5
 
@@ -60,7 +50,7 @@ def check_structure(data: bytes) -> Gate:
         proto = onnx.load_from_string(data)
     except DecodeError as error:
         raise ExportUnsupported(f"these bytes are no ONNX graph: {error}; export the model again") from error
-    outside = external_tensors(data)  # at any depth: subgraphs hold weights too
+    outside = read_graph(data).external  # at any depth: subgraphs hold weights too
     if outside:
         raise GateFailed(f"weight {outside[0]!r} is in another file; export with every weight inside")
     try:
@@ -70,29 +60,16 @@ def check_structure(data: bytes) -> Gate:
     return Gate("checker", f"{len(proto.graph.node)} nodes, opset {proto.opset_import[0].version}")
 
 
-def _nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
-    """Yield every node, those of subgraphs (If, Loop) too."""
-    for node in graph.node:
-        yield node
-        for attribute in node.attribute:
-            for inner in (attribute.g, *attribute.graphs):
-                yield from _nodes(inner)
-
-
 def check_operators(data: bytes) -> Gate:
-    """Check that each operator is one that ONNX, or ONNX Runtime's quantizer, defines."""
-    proto = onnx.load_from_string(data)
-    unknown = unknown_ops(proto)
-    unknown += [
-        f"{node.domain}.{node.op_type} ({node.name})"
-        for node in _nodes(proto.graph)
-        if node.domain not in DOMAINS and not (node.domain == "com.microsoft" and node.op_type in CONTRIBUTED)
-    ]
-    if proto.functions:
-        unknown.append(f"{len(proto.functions)} functions of the model's own")
+    """Check that the graph is one that the server takes: known operators, a bounded size, no NaN in the weights."""
+    unknown = unknown_ops(onnx.load_from_string(data))
     if unknown:
-        raise ExportUnsupported(f"the graph has operators that are not served: {', '.join(unknown[:5])}")
-    return Gate("operators", f"{len({node.op_type for node in proto.graph.node})} kinds, all known")
+        raise ExportUnsupported(f"the graph has operators that ONNX does not know: {', '.join(unknown[:5])}")
+    try:
+        graph = check_graph(data, "the exported model")
+    except BundleInvalid as error:
+        raise ExportUnsupported(str(error)) from error
+    return Gate("operators", f"{len(graph.operators)} kinds, all known")
 
 
 _NUMPY = {"tensor(float)": "float32", "tensor(double)": "float64", "tensor(float16)": "float16", "tensor(bool)": "bool"}

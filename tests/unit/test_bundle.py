@@ -13,14 +13,12 @@ from pathlib import Path
 
 import fsspec
 import numpy as np
-import onnx
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from homeostat.bundle import GOLDEN_ROWS, SIZE_CAPS, build, load_key, load_public_key, open_bundle
 from homeostat.config import ProjectConfig
 from homeostat.errors import BundleInvalid, ConfigError
-from homeostat.graph import external_tensors
 from homeostat.serving.session import read_golden
 from tests.bundles import LINEAGE, contract_of, linear, make_bundle, rows_of
 
@@ -188,29 +186,6 @@ def test_only_plain_files_are_read(home, tmp_path):
     os.mkfifo(path)
     with pytest.raises(BundleInvalid, match="not a plain file"):
         reopen(home, ref)
-
-
-def _external(tmp_path: Path) -> bytes:
-    model = onnx.load_from_string(linear(width=64))
-    onnx.save(model, tmp_path / "m.onnx", save_as_external_data=True, location="weights.bin", size_threshold=0)
-    return (tmp_path / "m.onnx").read_bytes()
-
-
-def test_weights_in_other_files_are_refused(home, tmp_path):
-    outside = _external(tmp_path)
-    with pytest.raises(BundleInvalid, match="weights w lie in other files"):
-        make_bundle(home, onnx_bytes=outside)
-    assert external_tensors(linear(width=64)) == []
-
-
-def test_external_weights_deep_in_a_graph_are_found(tmp_path):
-    inner = onnx.load_from_string(_external(tmp_path)).graph
-    node = onnx.helper.make_node("If", ["c"], ["y"], then_branch=inner, else_branch=inner)
-    outer = onnx.helper.make_model(onnx.helper.make_graph([node], "o", [], []))
-    assert external_tensors(outer.SerializeToString()) == ["w", "w"]
-    for damaged in (b"\xff" * 40, outer.SerializeToString()[:-3]):
-        with pytest.raises(BundleInvalid, match="protobuf"):
-            external_tensors(damaged)
 
 
 def test_keys_are_private_and_made_once(home):

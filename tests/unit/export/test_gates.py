@@ -122,6 +122,9 @@ def test_nan_answers_are_a_mismatch(graph, proto):
     weight = max(proto.graph.initializer, key=lambda t: np.prod(t.dims))
     values = np.full_like(numpy_helper.to_array(weight), np.nan)
     weight.CopyFrom(numpy_helper.from_array(values, weight.name))
+    with pytest.raises(ExportUnsupported, match=f"the weights {weight.name} hold NaN"):
+        passed(proto.SerializeToString(), graph[1])
+    weight.CopyFrom(numpy_helper.from_array(np.full_like(values, np.inf), weight.name))  # which may be meant
     for quantized in (False, True):
         with pytest.raises(ExportMismatch, match=r"NaN or Inf at batch 1|finite: False"):
             passed(proto.SerializeToString(), graph[1], quantized=quantized)

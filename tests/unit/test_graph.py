@@ -1,0 +1,147 @@
+"""graph: what no session may be made of is found in the bytes alone, at any depth."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from homeostat import graph
+from homeostat.errors import BundleInvalid
+from homeostat.graph import check_graph, read_graph
+from tests.bundles import chain, function_chain, graph_bytes, linear, make_bundle, weighing
+
+NAN_TYPES = ["float16", "float32", "float64"]
+
+
+def external(tmp_path: Path) -> bytes:
+    model = onnx.load_from_string(linear(width=64))
+    onnx.save(model, tmp_path / "m.onnx", save_as_external_data=True, location="weights.bin", size_threshold=0)
+    return (tmp_path / "m.onnx").read_bytes()
+
+
+def nested(inner: onnx.GraphProto, op: str = "If") -> bytes:
+    node = helper.make_node(op, ["c"], ["y"], then_branch=inner, else_branch=inner)
+    return helper.make_model(helper.make_graph([node], "o", [], [])).SerializeToString()
+
+
+def test_a_good_graph_is_counted():
+    found = check_graph(linear(), "here")
+    assert (found.nodes, found.tensors, found.operators) == (1, 1, {("", "MatMul")})
+    assert found.external == found.nan == []
+
+
+def test_weights_in_other_files(tmp_path):
+    with pytest.raises(BundleInvalid, match="weights w lie in other files"):
+        make_bundle(tmp_path / "home", onnx_bytes=external(tmp_path))
+
+
+def test_what_is_deep_in_a_graph_is_found(tmp_path):
+    inner = onnx.load_from_string(external(tmp_path)).graph
+    found = read_graph(nested(inner))
+    assert (found.external, found.nodes, found.operators) == (["w", "w"], 3, {("", "If"), ("", "MatMul")})
+
+
+@pytest.mark.parametrize("data", [b"\xff" * 40, linear()[:-3], b"\x08", b"\x0b\x0c", linear() + b"\x02\x00"])
+def test_bytes_that_are_no_protobuf(data):
+    with pytest.raises(BundleInvalid, match="protobuf"):
+        read_graph(data)
+
+
+def test_what_parsers_read_differently_is_refused():
+    model = onnx.load_from_string(linear())
+    body = model.graph.SerializeToString()
+    head = b"\x08\x09"
+    length = bytes([len(body) & 0x7F | 0x80, len(body) >> 7]) if len(body) > 127 else bytes([len(body)])
+    assert read_graph(head + b"\x3a" + length + body).nodes == 1
+    with pytest.raises(BundleInvalid, match="protobuf"):
+        read_graph(head + 2 * (b"\x3a" + length + body))
+    overlong = b"\xba\x80\x80\x80\x10"  # the tag of field 7, and 2**32
+    with pytest.raises(BundleInvalid, match="protobuf"):
+        read_graph(head + overlong + length + body)
+
+
+@pytest.mark.parametrize(
+    ("op", "domain"),
+    [
+        *((op, "") for op in ("If", "Loop", "Scan", "RandomNormal", "SequenceEmpty", "StringConcat", "NoSuch")),
+        ("Inverse", "com.microsoft"),
+        ("TreeEnsembleRegressor", "ai.onnx.ml"),
+        ("Relu", "of.my.own"),
+    ],
+)
+def test_operators_that_are_not_served(op, domain):
+    inner = helper.make_graph([helper.make_node(op, ["x"], ["y"], domain=domain)], "g", [], [])
+    for data in (helper.make_model(inner).SerializeToString(), nested(inner, "Relu")):
+        with pytest.raises(BundleInvalid, match=rf"here: .*not served: {domain or 'ai.onnx'}.{op}"):
+            check_graph(data, "here")
+
+
+def test_a_recurrent_layer_is_told_the_remedy():
+    inner = helper.make_graph([helper.make_node("Loop", ["x"], ["y"])], "g", [], [])
+    with pytest.raises(BundleInvalid, match="unroll=True"):
+        check_graph(helper.make_model(inner).SerializeToString(), "here")
+
+
+def test_every_operator_that_is_served_is_one_that_onnx_knows():
+    known = {(schema.domain, schema.name) for schema in onnx.defs.get_all_schemas_with_history()}
+    for domain in ("", "ai.onnx.ml"):
+        assert {(domain, operator) for operator in graph.OPERATORS[domain]} <= known
+
+
+def test_functions_and_training():
+    with pytest.raises(BundleInvalid, match="here: the graph has 3000 functions of the model's own"):
+        check_graph(function_chain(3000), "here")
+    model = onnx.load_from_string(linear())
+    model.training_info.add()
+    with pytest.raises(BundleInvalid, match="training information"):
+        check_graph(model.SerializeToString(), "here")
+
+
+def test_nodes_and_tensors_are_bounded():
+    check_graph(chain(graph.MAX_NODES), "here")
+    start = time.perf_counter()
+    with pytest.raises(BundleInvalid, match="here: the graph has 50000 nodes, at most 20000"):
+        check_graph(chain(50_000), "here")
+    assert time.perf_counter() - start < 10
+    weights = [numpy_helper.from_array(np.zeros(1, np.float32), f"w{i}") for i in range(graph.MAX_TENSORS + 1)]
+    with pytest.raises(BundleInvalid, match="20001 tensors"):
+        check_graph(graph_bytes([], [], [], weights), "here")
+
+
+def test_reading_is_bounded(monkeypatch):
+    monkeypatch.setattr(graph, "MAX_FIELDS", 1000)
+    with pytest.raises(BundleInvalid, match="more than 1000 fields"):
+        read_graph(b"\x08\x09" * 1001)
+
+
+@pytest.mark.parametrize("raw", [True, False])
+@pytest.mark.parametrize("dtype", NAN_TYPES)
+def test_nan_in_weights(dtype, raw):
+    for values in (np.array([1, np.inf, -np.inf, 0, -1.5]), np.array([1, 2, np.nan]), np.array([-np.nan])):
+        data = weighing(values.astype(dtype), raw=raw)
+        if dtype == "float16" and not raw:
+            with pytest.raises(BundleInvalid, match="half-precision weights w are not raw bytes"):
+                check_graph(data, "here")
+        elif np.isnan(values).any():
+            with pytest.raises(BundleInvalid, match="here: the weights w hold NaN"):
+                check_graph(data, "here")
+        else:
+            check_graph(data, "here")
+
+
+def test_nan_in_a_constant_and_in_the_last_of_many_weights():
+    values = np.ones(3 * 1024 * 1024, np.float32)
+    values[-1] = np.nan
+    with pytest.raises(BundleInvalid, match="NaN"):
+        check_graph(weighing(values), "here")
+    constant = helper.make_node("Constant", [], ["y"], value=numpy_helper.from_array(np.float32(np.nan), "c"))
+    with pytest.raises(BundleInvalid, match="the weights c hold NaN"):
+        check_graph(graph_bytes([constant], [], []), "here")
+    brain = TensorProto(name="b", data_type=TensorProto.BFLOAT16, dims=[1], raw_data=b"\xc0\x7f")
+    with pytest.raises(BundleInvalid, match="the weights b hold NaN"):
+        check_graph(graph_bytes([], [], [], [brain]), "here")
