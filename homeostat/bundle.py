@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
-import io
 import json
 import logging
+import os
 import posixpath
 import shutil
+import stat
 import uuid
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -16,7 +18,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import fsspec
-import numpy as np
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from fsspec.implementations.local import LocalFileSystem
@@ -26,6 +27,7 @@ from homeostat.config import ProjectConfig, ServeConfig
 from homeostat.contract import Contract, Strict
 from homeostat.dataset import Array
 from homeostat.errors import BundleInvalid, DataInvalid, Unavailable
+from homeostat.golden import GOLDEN_BYTES, make_golden
 from homeostat.graph import check_graph
 from homeostat.keys import load_key, load_public_key
 from homeostat.records import BundleRef, Lineage, Task
@@ -38,12 +40,13 @@ SIZE_CAPS = {
     "contract.json": 16 * MIB,
     "profile.json": 64 * MIB,
     "reference.npz": 1024 * MIB,
-    "golden.npz": 64 * MIB,
+    "golden.npz": GOLDEN_BYTES,
 }
 """The files of a bundle and the most bytes that each may have. No other name is ever opened."""
 MANIFEST, SIGNATURE = "manifest.json", "manifest.sig"
 MANIFEST_CAP, SIGNATURE_BYTES = MIB, 64
-GOLDEN_ROWS = 16
+BUNDLE_CAP = 2560 * MIB
+"""The most bytes of all files together: they are held in memory while they are verified."""
 
 
 class FileRecord(Strict):
@@ -80,30 +83,11 @@ class Bundle:
     reference: bytes
     """npz of the reference rows (Evidently's reference dataset)."""
     golden: bytes
-    """npz: `input:<name>` few rows, `output:<name>` what the graph answered when the bundle was built."""
+    """npz of the golden rows (homeostat.golden)."""
 
 
 def _digest(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
-
-
-def _npz(arrays: Mapping[str, Array]) -> bytes:
-    buffer = io.BytesIO()
-    np.savez(buffer, **arrays)  # type: ignore[arg-type]
-    return buffer.getvalue()
-
-
-def _golden(onnx: bytes, rows: Mapping[str, Array]) -> bytes:
-    import onnxruntime as ort
-
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = options.inter_op_num_threads = 1
-    session = ort.InferenceSession(onnx, options, providers=["CPUExecutionProvider"])
-    few = {name: np.ascontiguousarray(values[:GOLDEN_ROWS]) for name, values in rows.items()}
-    names = [output.name for output in session.get_outputs()]
-    arrays: dict[str, Array] = {f"input:{name}": values for name, values in few.items()}
-    arrays |= {f"output:{name}": values for name, values in zip(names, session.run(names, few), strict=True)}
-    return _npz(arrays)
 
 
 def _twins(fs: Any, folder: str, manifest: Manifest, key: Ed25519PublicKey) -> Iterator[tuple[str, bytes]]:
@@ -165,7 +149,7 @@ def build(
         "contract.json": contract.to_json().encode(),
         "profile.json": profile_json,
         "reference.npz": reference,
-        "golden.npz": _golden(onnx, golden),
+        "golden.npz": make_golden(onnx, golden),
     }
     for name, data in contents.items():
         if len(data) > SIZE_CAPS[name]:
@@ -181,37 +165,74 @@ def build(
         classes=classes,
         files={name: FileRecord(sha256=_digest(data), bytes=len(data)) for name, data in contents.items()},
     )
+    _check_size(manifest, MANIFEST)
     fs, root = fsspec.core.url_to_fs(store_url)
     folder = f"{root.rstrip('/')}/{model}"
     for path, data in _twins(fs, folder, manifest, key.public_key()):
         return BundleRef(model, version, fs.unstrip_protocol(path), _digest(data), manifest.files["model.onnx"].sha256)
     signed = json.dumps(manifest.model_dump(mode="json"), indent=1, sort_keys=True).encode()
+    if len(signed) > MANIFEST_CAP:
+        raise BundleInvalid(
+            f"{MANIFEST} has {len(signed)} bytes, at most {MANIFEST_CAP}; give the classes shorter names"
+        )
     target = f"{folder}/v{version}-{_digest(signed)[:12]}"
     _write(fs, target, contents | {MANIFEST: signed, SIGNATURE: key.sign(signed)})
     log.info("bundle %s v%d written to %s", model, version, target)
     return BundleRef(model, version, fs.unstrip_protocol(target), _digest(signed), _digest(onnx))
 
 
+def _read_local(path: str, cap: int) -> bytes:
+    """Read a file that is plain and has no other name; what is looked at is what is read."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)  # a fifo must not block
+    try:
+        found = os.fstat(descriptor)
+        if not stat.S_ISREG(found.st_mode):
+            raise BundleInvalid(f"{path} is not a plain file; deploy the version again")
+        if found.st_nlink > 1:
+            raise BundleInvalid(
+                f"{path} is not a plain file: it has {found.st_nlink} names (hard links), and may be changed by each; "
+                "replace it by a copy, or deploy the version again"
+            )
+        if found.st_size > cap:
+            raise BundleInvalid(f"{path} has {found.st_size} bytes, expected at most {cap}; deploy the version again")
+        with open(descriptor, "rb", closefd=False) as file:
+            return file.read(cap + 1)
+    finally:
+        os.close(descriptor)
+
+
 def _read(fs: Any, folder: str, name: str, cap: int) -> bytes:
     """Read one file of the fixed list, once, and never more than its cap."""
     path = f"{folder}/{name}"
     try:
-        info = fs.info(path)
-        if info["type"] != "file" or info.get("islink"):
-            raise BundleInvalid(f"{path} is not a plain file; deploy the version again")
-        if info["size"] > cap:
-            raise BundleInvalid(f"{path} has {info['size']} bytes, expected at most {cap}; deploy the version again")
-        with fs.open(path, "rb", cache_type="none") as file:
-            data: bytes = file.read(cap + 1)
+        if isinstance(fs, LocalFileSystem):
+            data = _read_local(path, cap)
+        else:
+            info = fs.info(path)
+            size = info["size"]
+            if info["type"] != "file":
+                raise BundleInvalid(f"{path} is not a plain file; deploy the version again")
+            if size > cap:
+                raise BundleInvalid(f"{path} has {size} bytes, expected at most {cap}; deploy the version again")
+            with fs.open(path, "rb", cache_type="none") as file:
+                data = file.read(cap + 1)
     except (FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError) as error:
         raise BundleInvalid(
             f"{path}: {error.strerror or 'not found'}; the bundle is incomplete: deploy the version again"
         ) from error
     except OSError as error:
+        if error.errno in (errno.ELOOP, errno.ENXIO):  # a symbolic link, a socket
+            raise BundleInvalid(f"{path} is not a plain file; deploy the version again") from error
         raise Unavailable(f"{path} cannot be read: {error}") from error
     if len(data) > cap:
         raise BundleInvalid(f"{path} has more than {cap} bytes; deploy the version again")
     return data
+
+
+def _check_size(manifest: Manifest, where: str) -> None:
+    size = sum(record.bytes for record in manifest.files.values())
+    if size > BUNDLE_CAP:
+        raise BundleInvalid(f"{where} lists files of {size} bytes in all, at most {BUNDLE_CAP}; keep fewer rows in it")
 
 
 def _verify_manifest(fs: Any, folder: str, data: bytes, key: Ed25519PublicKey) -> Manifest:
@@ -229,6 +250,7 @@ def _verify_manifest(fs: Any, folder: str, data: bytes, key: Ed25519PublicKey) -
         raise BundleInvalid(f"{folder}/{MANIFEST} is not a manifest of format 1: {error}") from error
     if manifest.files.keys() != SIZE_CAPS.keys():
         raise BundleInvalid(f"{folder}/{MANIFEST} lists {', '.join(manifest.files)}; expected {', '.join(SIZE_CAPS)}")
+    _check_size(manifest, f"{folder}/{MANIFEST}")
     return manifest
 
 

@@ -9,7 +9,8 @@ HomeostatError
 │   └── ExportMismatch       the exported graph does not answer as the model does
 ├── MonitoringFailed         a drift or quality report cannot be made or read
 ├── RegistryError            MLflow answers, and refuses what was asked
-├── BundleInvalid            bytes, signature or manifest of a bundle do not hold
+├── BundleInvalid            bytes, signature, manifest or graph of a bundle do not hold
+│   └── PreflightFailed      its graph fails in the process that tries it first
 ├── ControlError             the control store refuses a change
 │   ├── Conflict             somebody else changed the row first (compare-and-set lost)
 │   ├── NotFound             no such model or version
@@ -76,7 +77,11 @@ class RegistryError(HomeostatError):
 
 
 class BundleInvalid(HomeostatError):
-    """Bytes, signature or manifest of a bundle do not hold."""
+    """Bytes, signature, manifest or graph of a bundle do not hold."""
+
+
+class PreflightFailed(BundleInvalid):
+    """A bundle's graph fails in the process that tries it first."""
 
 
 class ControlError(HomeostatError):

@@ -126,6 +126,56 @@ def function_chain(functions: int) -> bytes:
     return model.SerializeToString()
 
 
+def endless_loop() -> bytes:
+    """x [n, 4] float32 -> output [n, 4], after a Loop that no condition ends."""
+    body = helper.make_graph(
+        [helper.make_node(*node) for node in (("Identity", ["on"], ["on_"]), ("Identity", ["carried"], ["carried_"]))],
+        "body",
+        [
+            helper.make_tensor_value_info("turn", TensorProto.INT64, []),
+            helper.make_tensor_value_info("on", TensorProto.BOOL, []),
+            helper.make_tensor_value_info("carried", TensorProto.FLOAT, ["n", WIDTH]),
+        ],
+        [
+            helper.make_tensor_value_info("on_", TensorProto.BOOL, []),
+            helper.make_tensor_value_info("carried_", TensorProto.FLOAT, ["n", WIDTH]),
+        ],
+    )
+    values = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n", WIDTH]) for name in ("x", "output")]
+    yes = numpy_helper.from_array(np.array(True), "yes")
+    return graph_bytes(
+        [helper.make_node("Loop", ["", "yes", "x"], ["output"], body=body)], values[:1], values[1:], [yes]
+    )
+
+
+def memory_bomb(op: str, size: int = 10**10) -> bytes:
+    """x [n, 4] float32 -> output [n, 4] = x + the least of so many numbers, 40 GB of them."""
+    shape = numpy_helper.from_array(np.array([size], np.int64), "shape")
+    seed = numpy_helper.from_array(np.zeros(1, np.float32), "seed")
+    inputs = ["shape"] if op == "ConstantOfShape" else ["seed", "shape"]
+    values = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n", WIDTH]) for name in ("x", "output")]
+    nodes = [
+        helper.make_node(op, inputs, ["many"]),
+        helper.make_node("ReduceMin", ["many"], ["least"]),
+        helper.make_node("Add", ["x", "least"], ["output"]),
+    ]
+    return graph_bytes(nodes, values[:1], values[1:], [shape, *([seed] if op != "ConstantOfShape" else [])])
+
+
+def slow(products: int = 2000, size: int = 1500) -> bytes:
+    """x [n, 4] float32 -> output [n, 4], after so many products of matrices, each about a tenth of a second."""
+    shape = numpy_helper.from_array(np.array([size, size], np.int64), "shape")
+    nodes = [
+        helper.make_node("ReduceMin", ["x"], ["least"], keepdims=0),
+        helper.make_node("Expand", ["least", "shape"], ["m0"]),
+        *(helper.make_node("MatMul", [f"m{i}", f"m{i}"], [f"m{i + 1}"]) for i in range(products)),
+        helper.make_node("ReduceMin", [f"m{products}"], ["end"], keepdims=0),
+        helper.make_node("Add", ["x", "end"], ["output"]),
+    ]
+    values = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n", WIDTH]) for name in ("x", "output")]
+    return graph_bytes(nodes, values[:1], values[1:], [shape])
+
+
 def weighing(values: np.ndarray, *, raw: bool = True) -> bytes:
     """x [n, 4] float32 -> output [n, 4] = x, beside weights w that nothing uses."""
     model = onnx.load_from_string(chain(1, "Identity"))
@@ -182,11 +232,12 @@ def make_bundle(
     task: Task = "regression",
     classes: tuple[str, ...] = (),
     columns: Mapping[str, tuple[str, ...]] | None = None,
+    contract: Contract | None = None,
     **serve: Any,
 ) -> BundleRef:
     """A signed bundle in HOME/bundles; by default version v answers v * sum(x)."""
     graph = linear(float(version)) if onnx_bytes is None else onnx_bytes
-    contract = contract_of(graph, columns=columns)
+    contract = contract or contract_of(graph, columns=columns)
     config = ProjectConfig(name=model, project="a.b:C", task=task, serve=ServeConfig(**serve))
     return build(
         model,

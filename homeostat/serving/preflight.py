@@ -3,21 +3,30 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import signal
 import struct
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
-from homeostat.errors import BundleInvalid
+from homeostat.errors import BundleInvalid, PreflightFailed
 
 WALL_SECONDS = 60.0
 CPU_SECONDS = 30
 MEMORY_BYTES = 2 * 1024**3
 """Address space, beside four times the graph."""
 
-_HEAD = struct.Struct("<QQQI")
+LOOK_SECONDS = 0.2
+
+_HEAD = struct.Struct("<QQQII")
+
+
+class Interrupted(Exception):
+    """The preflight was ended before it had found anything."""
 
 
 @dataclass(frozen=True)
@@ -36,35 +45,56 @@ def preflight(
     wall_seconds: float = WALL_SECONDS,
     cpu_seconds: int = CPU_SECONDS,
     memory_bytes: int = MEMORY_BYTES,
+    interrupted: Callable[[], bool] = lambda: False,
 ) -> Report:
-    """Load, warm up and reproduce the golden rows in a subprocess; raises BundleInvalid that says how it failed.
+    """Load, warm up and reproduce the golden rows in a subprocess; raises PreflightFailed that says how it failed.
 
-    The very bytes given go through a pipe: the subprocess opens no file of the bundle.
+    `interrupted` is asked a few times a second; when it says so, Interrupted is raised. The very
+    bytes given go through a pipe: the subprocess opens no file of the bundle.
     """
-    head = _HEAD.pack(len(onnx), len(golden), memory_bytes + 4 * len(onnx), cpu_seconds)
-    try:
-        done = subprocess.run(
-            [sys.executable, "-m", "homeostat.serving.preflight"],
-            input=b"".join((head, onnx, golden)),
-            capture_output=True,
-            timeout=wall_seconds,
-            check=False,
-            start_new_session=True,  # Ctrl-C on the server is not a verdict on the bundle
-        )
-    except subprocess.TimeoutExpired as error:
-        raise BundleInvalid(f"{where}: preflight took over {wall_seconds:g} s; the graph is not served") from error
-    if done.returncode < 0:
-        name = signal.Signals(-done.returncode).name
+    head = _HEAD.pack(len(onnx), len(golden), memory_bytes + 4 * len(onnx), cpu_seconds, math.ceil(wall_seconds) + 1)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "homeostat.serving.preflight"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        start_new_session=True,  # Ctrl-C on the server is not a verdict on the bundle
+    )
+    with process:
+        try:
+            stdout, stderr = _communicate(process, b"".join((head, onnx, golden)), where, wall_seconds, interrupted)
+        finally:
+            process.kill()
+    code = process.returncode
+    if code < 0:
+        name = signal.Signals(-code).name
         why = f" (over {cpu_seconds} s of processor time)" if name == "SIGXCPU" else ""
-        raise BundleInvalid(f"{where}: the graph killed its preflight process with {name}{why}; it is not served")
+        raise PreflightFailed(f"{where}: the graph killed its preflight process with {name}{why}; it is not served")
     try:
-        found = json.loads(done.stdout)
-        if done.returncode == 0:
+        found = json.loads(stdout)
+        if code == 0:
             return Report(**found)
-        raise BundleInvalid(f"{where}: preflight refused it: {found['error']}")
+        raise PreflightFailed(f"{where}: preflight refused it: {found['error']}")
     except (ValueError, KeyError, TypeError) as error:
-        tail = done.stderr[-500:].decode("utf-8", "replace")
-        raise BundleInvalid(f"{where}: preflight ended with code {done.returncode} and no report: {tail}") from error
+        tail = stderr[-500:].decode("utf-8", "replace")
+        raise PreflightFailed(f"{where}: preflight ended with code {code} and no report: {tail}") from error
+
+
+def _communicate(
+    process: subprocess.Popen[bytes], data: bytes, where: str, wall_seconds: float, interrupted: Callable[[], bool]
+) -> tuple[bytes, bytes]:
+    deadline = time.monotonic() + wall_seconds
+    first: bytes | None = data
+    while True:
+        try:
+            return process.communicate(first, timeout=max(0.0, min(LOOK_SECONDS, deadline - time.monotonic())))
+        except subprocess.TimeoutExpired as error:
+            first = None  # it is under way
+            if time.monotonic() >= deadline:
+                text = f"{where}: preflight took over {wall_seconds:g} s; the graph is not served"
+                raise PreflightFailed(text) from error
+            if interrupted():
+                raise Interrupted(f"{where}: its preflight was interrupted; it begins anew") from error
 
 
 def main() -> int:
@@ -72,10 +102,11 @@ def main() -> int:
     import resource
 
     stdin = sys.stdin.buffer
-    onnx_bytes, golden_bytes, memory, cpu = _HEAD.unpack(stdin.read(_HEAD.size))
+    onnx_bytes, golden_bytes, memory, cpu, wall = _HEAD.unpack(stdin.read(_HEAD.size))
     resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
-    resource.setrlimit(resource.RLIMIT_CPU, (cpu, cpu))
+    resource.setrlimit(resource.RLIMIT_CPU, (cpu, cpu + 1))  # SIGXCPU first: it says why
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    signal.alarm(wall)  # should the server be gone by then
     onnx, golden = stdin.read(onnx_bytes), stdin.read(golden_bytes)
     report = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # whatever a library prints is not the report

@@ -15,11 +15,11 @@ from typing import Protocol
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from homeostat.bundle import open_bundle
-from homeostat.errors import HomeostatError
+from homeostat.errors import HomeostatError, PreflightFailed
 from homeostat.records import BundleRef, Rollout
 from homeostat.serving.memory import Memory
 from homeostat.serving.metrics import Metrics
-from homeostat.serving.preflight import preflight
+from homeostat.serving.preflight import Interrupted, preflight
 from homeostat.serving.served import Served
 
 log = logging.getLogger(__name__)
@@ -30,6 +30,8 @@ KEPT_SESSIONS = 4
 """Sessions kept warm for a model, those of its row among them."""
 RETRY_SECONDS = (1.0, 5.0, 30.0)
 """Wait before a refused bundle is tried again: it may have been repaired, or its store may answer again."""
+PREFLIGHT_RETRY_SECONDS = (30.0, 600.0)
+"""The same after a failed preflight, which can cost half a minute of processor time and will fail again."""
 MODEL_NAME = re.compile(r"[a-z][a-z0-9_]{0,62}")
 
 
@@ -93,6 +95,8 @@ class Repository:
         self._sessions: dict[str, OrderedDict[str, Served]] = {}
         self._refused: dict[str, tuple[int, float, str]] = {}
         """Manifest digest -> times refused, when to try again, why."""
+        self._rows: dict[str, Rollout] = {}
+        """As they were read last."""
         self._seen: dict[str, Rollout] = {}
         self.changed: Callable[[], None] = lambda: None
         """Called in the thread after what is loaded of a model has changed."""
@@ -161,8 +165,18 @@ class Repository:
         if self.problem:
             log.info("following the control store, %d models", len(rows))
             self.problem = ""
+        self._rows = {row.model: row for row in rows}
         for row in rows:
             self._apply(row)
+
+    def _overtaken(self) -> bool:
+        """Return whether there is something to do that cannot wait for a preflight: a rollback, say, or the end."""
+        if self._closing.is_set() or self._source is None:
+            return self._closing.is_set()
+        try:
+            return {row.model: row for row in self._source.rows()} != self._rows
+        except Exception:  # noqa: BLE001  the next poll will meet it too, and report it
+            return False
 
     def _apply(self, row: Rollout, *, remembered: bool = False) -> None:
         if self._seen.get(row.model) == row and not self._due(row):
@@ -245,10 +259,15 @@ class Repository:
             return None
         try:
             served = self._open(ref)
+        except Interrupted:
+            problems[ref.version] = f"version {ref.version} waits: its preflight begins anew after newer rollout rows"
+            self._refused[ref.manifest_sha256] = (times, time.monotonic(), text)
+            return None
         except Exception as error:  # noqa: BLE001  a bundle can fail in any way; the live version must stay
             kind = "" if isinstance(error, HomeostatError) else f"{type(error).__name__}: "
             problems[ref.version] = f"version {ref.version} is refused: {kind}{error}"
-            wait = RETRY_SECONDS[min(times, len(RETRY_SECONDS) - 1)]
+            waits = PREFLIGHT_RETRY_SECONDS if isinstance(error, PreflightFailed) else RETRY_SECONDS
+            wait = waits[min(times, len(waits) - 1)]
             self._refused[ref.manifest_sha256] = (times + 1, time.monotonic() + wait, problems[ref.version])
             if problems[ref.version] != text:
                 log.error("%s: %s", ref.model, problems[ref.version])
@@ -261,7 +280,8 @@ class Repository:
         bundle = open_bundle(ref, self._public_key())
         invariant = self._memory.verified(ref)
         if invariant is None:
-            invariant = preflight(bundle.onnx, bundle.golden, ref.url).batch_invariant
+            report = preflight(bundle.onnx, bundle.golden, ref.url, interrupted=self._overtaken)
+            invariant = report.batch_invariant
             self._memory.add(ref, batch_invariant=invariant)
         return Served.load(bundle, batch_invariant=invariant, metrics=self._metrics.version(ref.model, ref.version))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import socket
 import stat
 import subprocess
 import sys
@@ -13,14 +14,15 @@ from pathlib import Path
 
 import fsspec
 import numpy as np
+import psutil
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from homeostat.bundle import GOLDEN_ROWS, SIZE_CAPS, build, load_key, load_public_key, open_bundle
+from homeostat.bundle import SIZE_CAPS, build, load_key, load_public_key, open_bundle
 from homeostat.config import ProjectConfig
 from homeostat.errors import BundleInvalid, ConfigError
-from homeostat.serving.session import read_golden
-from tests.bundles import LINEAGE, contract_of, linear, make_bundle, rows_of
+from homeostat.golden import GOLDEN_ROWS, read_golden
+from tests.bundles import LINEAGE, chain, contract_of, linear, make_bundle, rows_of
 
 FILES = [*SIZE_CAPS, "manifest.json", "manifest.sig"]
 
@@ -174,18 +176,72 @@ def test_a_signed_manifest_that_is_none(home, change):
         open_bundle(ref.url, load_public_key(home))
 
 
-def test_only_plain_files_are_read(home, tmp_path):
+@pytest.mark.parametrize("name", FILES)
+def test_only_plain_files_are_read(home, tmp_path, monkeypatch, name):
     ref = make_bundle(home)
-    path = folder_of(ref) / "golden.npz"
-    elsewhere = tmp_path / "golden.npz"
+    path, elsewhere = folder_of(ref) / name, tmp_path / "elsewhere"
     path.rename(elsewhere)
-    path.symlink_to(elsewhere)
-    with pytest.raises(BundleInvalid, match="not a plain file"):
+    for make in (path.symlink_to, path.hardlink_to):
+        make(elsewhere)
+        with pytest.raises(BundleInvalid, match=rf"{name} is not a plain file"):
+            reopen(home, ref)
+        path.unlink()
+    os.mkfifo(path)
+    with pytest.raises(BundleInvalid, match=rf"{name} is not a plain file"):
         reopen(home, ref)
     path.unlink()
-    os.mkfifo(path)
-    with pytest.raises(BundleInvalid, match="not a plain file"):
+    path.mkdir()
+    with pytest.raises(BundleInvalid, match=rf"{name} is not a plain file"):
         reopen(home, ref)
+    path.rmdir()
+    monkeypatch.chdir(path.parent)  # a socket's path is short
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(name)
+        with pytest.raises(BundleInvalid, match=rf"{name} is not a plain file"):
+            reopen(home, ref)
+    path.unlink()
+    elsewhere.rename(path)
+    reopen(home, ref)
+
+
+def test_no_descriptor_is_left_open(home):
+    ref = make_bundle(home)
+    path = folder_of(ref) / "golden.npz"
+    path.unlink()
+    path.mkdir()
+    before = psutil.Process().num_fds()
+    for _ in range(20):
+        with pytest.raises(BundleInvalid):
+            reopen(home, ref)
+    assert psutil.Process().num_fds() == before
+
+
+def test_size_caps(home, monkeypatch):
+    ref = make_bundle(home)
+    sizes = {path.name: path.stat().st_size for path in folder_of(ref).iterdir()}
+    for name in ("model.onnx", "golden.npz"):
+        with monkeypatch.context() as patch:
+            patch.setitem(SIZE_CAPS, name, sizes[name] - 1)
+            with pytest.raises(BundleInvalid, match=rf"{name} has {sizes[name]} bytes, expected at most"):
+                reopen(home, ref)
+            with pytest.raises(BundleInvalid, match=rf"{name} has \d+ bytes, at most"):
+                make_bundle(home, 2)
+    for cap, said in (
+        ("BUNDLE_CAP", r"manifest.json lists files of \d+ bytes in all, at most 100"),
+        ("MANIFEST_CAP", "manifest"),
+    ):
+        with monkeypatch.context() as patch:
+            patch.setattr(f"homeostat.bundle.{cap}", 100)
+            with pytest.raises(BundleInvalid, match=said):
+                reopen(home, ref)
+            with pytest.raises(BundleInvalid, match="at most 100"):
+                make_bundle(home, 3)
+    reopen(home, ref)
+
+
+def test_a_graph_that_answers_nan_is_not_built(home):
+    with pytest.raises(BundleInvalid, match="answers NaN or Inf on 3 of 3 golden rows"):
+        make_bundle(home, onnx_bytes=chain(2, "Log"))
 
 
 def test_keys_are_private_and_made_once(home):

@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
-from onnx import TensorProto, helper, numpy_helper
 
-from homeostat.bundle import _npz as npz_of
-from homeostat.bundle import load_public_key, open_bundle
-from homeostat.errors import BundleInvalid
-from homeostat.serving.preflight import preflight
-from tests.bundles import Store, contract_of, graph_bytes, identity, linear, make_bundle, rollout
-from tests.unit.serving.conftest import make_plane
+from tests.bundles import Store, contract_of, linear, make_bundle, npz, rollout, slow
+from tests.unit.serving.conftest import make_plane, promote
 
 BODY = {"inputs": [{"name": "x", "shape": [1, 4], "datatype": "FP32", "data": [1, 1, 1, 1]}]}
 
@@ -129,14 +126,14 @@ def test_a_refused_bundle_is_not_tried_at_every_poll(plane):
 
 def test_a_graph_that_does_not_fit_its_contract(plane, monkeypatch):
     monkeypatch.setattr("tests.bundles.contract_of", lambda graph, columns=None: contract_of(linear(width=5)))
-    monkeypatch.setattr("homeostat.bundle._golden", lambda onnx, rows: _golden_of_four())
+    monkeypatch.setattr("homeostat.bundle.make_golden", lambda onnx, rows: _golden_of_four())
     plane.store.promote(make_bundle(plane.home, 1))
     plane.repository.poll()
     assert "contract says" in status(plane, "/v2/models/toy/ready")[1]["problem"]
 
 
 def _golden_of_four():
-    return npz_of({"input:x": np.ones((1, 4), np.float32), "output:output": np.full((1, 1), 4, np.float32)})
+    return npz(**{"input:x": np.ones((1, 4), np.float32), "output:output": np.full((1, 1), 4, np.float32)})
 
 
 def test_the_last_verified_version_survives_a_restart_without_the_control_store(plane):
@@ -217,55 +214,60 @@ def test_few_sessions_are_kept(plane):
     assert answer(plane) == ("7", [28.0])
 
 
-def _opened(home, graph=None):
-    return open_bundle(make_bundle(home, onnx_bytes=graph), load_public_key(home))
+def test_a_rollback_does_not_wait_for_a_preflight(plane, monkeypatch):
+    """A challenger may keep its preflight busy for half a minute; what answers is decided meanwhile."""
+    monkeypatch.setattr("homeostat.bundle.make_golden", lambda onnx, rows: GOLDEN)
+    one, two = make_bundle(plane.home, 1), make_bundle(plane.home, 2)
+    bad = make_bundle(plane.home, 3, onnx_bytes=slow())
+    promote(plane, one, two)
+    plane.repository.start()
+    try:
+        until(lambda: answer(plane) == ("2", [8.0]), plane)
+        plane.store.put(rollout(two, 5, previous=one, challenger=bad))
+        until(lambda: preflights() != [], plane)
+        first = preflights()
+        start = time.perf_counter()
+        plane.store.put(rollout(one, 6, challenger=bad))
+        until(lambda: answer(plane) == ("1", [4.0]), plane)
+        assert time.perf_counter() - start < 5
+        until(lambda: preflights() not in ([], first), plane)  # it begins anew
+    finally:
+        plane.repository.close()
+    assert not plane.repository._thread.is_alive(), "nor does the server's end"
+    assert preflights() == []
 
 
-def test_preflight_reports(plane):
-    bundle = _opened(plane.home)
-    report = preflight(bundle.onnx, bundle.golden, "here")
-    assert report.batch_invariant
-    assert 0 < report.seconds_one_row < 1
+GOLDEN = npz(**{"input:x": np.ones((1, 4), np.float32), "output:output": np.ones((1, 4), np.float32)})
 
 
-def test_preflight_takes_every_dtype(plane):
-    bundle = _opened(plane.home, identity())
-    assert preflight(bundle.onnx, bundle.golden, "here").batch_invariant
-    golden = npz_of({"input:bool": np.ones((1, 2), bool), "output:out_bool": np.zeros((1, 2), bool)})
-    with pytest.raises(BundleInvalid, match="golden rows"):
-        preflight(identity(["bool"]), golden, "here")
+def preflights() -> list[int]:
+    """The processes of this one that try a graph."""
+    found = []
+    for child in psutil.Process().children():
+        with contextlib.suppress(psutil.NoSuchProcess):
+            if "homeostat.serving.preflight" in child.cmdline():
+                found.append(child.pid)
+    return found
 
 
-def test_preflight_refuses_another_graphs_answers(plane):
-    bundle = _opened(plane.home)
-    with pytest.raises(BundleInvalid, match=r"here: preflight refused it: .*golden rows"):
-        preflight(linear(1.1), bundle.golden, "here")
-    with pytest.raises(BundleInvalid, match="does not load"):
-        preflight(b"\x08\x09", bundle.golden, "here")
-    with pytest.raises(BundleInvalid, match=r"golden.npz"):
-        preflight(bundle.onnx, b"PK", "here")
+def until(condition, plane) -> None:
+    for _ in range(600):
+        if condition():
+            return
+        plane.repository.poke()
+        time.sleep(0.05)
+    raise AssertionError(plane.repository.models)
 
 
-def test_preflight_has_limits(plane):
-    bundle = _opened(plane.home)
-    with pytest.raises(BundleInvalid, match=r"over 0.01 s"):
-        preflight(bundle.onnx, bundle.golden, "here", wall_seconds=0.01)
-    with pytest.raises(BundleInvalid, match="here: "):
-        preflight(bundle.onnx, bundle.golden, "here", memory_bytes=40 * 1024 * 1024)
-
-
-def test_preflight_survives_a_graph_that_kills_its_process(plane):
-    """Integer MIN / -1 is SIGFPE on x86; elsewhere the golden rows just differ."""
-    low = numpy_helper.from_array(np.array([-(2**63)], np.int64), "low")
-    graph = graph_bytes(
-        [helper.make_node("Div", ["low", "x"], ["output"])],
-        [helper.make_tensor_value_info("x", TensorProto.INT64, ["n"])],
-        [helper.make_tensor_value_info("output", TensorProto.INT64, ["n"])],
-        [low],
-    )
-    golden = npz_of({"input:x": np.array([-1], np.int64), "output:output": np.array([0], np.int64)})
-    with pytest.raises(BundleInvalid, match=r"SIGFPE|golden rows"):
-        preflight(graph, golden, "here")
+def test_a_failed_preflight_is_not_tried_again_soon(plane, monkeypatch):
+    monkeypatch.setattr("homeostat.serving.repository.RETRY_SECONDS", (0.0,))
+    monkeypatch.setattr("homeostat.bundle.make_golden", lambda onnx, rows: GOLDEN)  # its answer is 4, not 1
+    plane.store.promote(make_bundle(plane.home, 1))
+    plane.repository.poll()
+    times = dict(plane.repository._refused)
+    plane.repository.poll()
+    assert plane.repository._refused == times
+    assert "preflight refused it" in status(plane, "/v2/models/toy/ready")[1]["problem"]
 
 
 def test_the_thread_follows_and_is_poked(plane):
