@@ -51,8 +51,9 @@ bench: $(STAMP) ## benchmarks, as ratios, side by side
 	@$(BIN)/python -m benchmarks
 
 pins: | $(BIN)/uv ## compile requirements/*.txt anew from pyproject.toml
+	@$(COMPILE) --extra serve --extra grpc --extra otel --extra train --extra monitor --extra flows --extra postgres --group dev --output-file requirements/dev.txt
 	@$(COMPILE) --extra serve --output-file requirements/serve.txt
-	@$(COMPILE) --extra serve --extra grpc --extra train --extra monitor --extra flows --extra postgres --group dev --output-file requirements/dev.txt
+	@$(COMPILE) --constraint requirements/dev.txt --extra serve --extra grpc --extra otel --extra postgres --output-file requirements/server.txt
 
 clean: ## remove what the commands made: state, caches, virtual environment
 	rm -rf $(VENV) var dist homeostat/serving/protos/*.binpb .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache *.egg-info

@@ -60,6 +60,10 @@ class Settings(BaseSettings):
     access_log: bool = Field(
         default=False, description="a JSON line on stdout for each request, in ECS field names; default false"
     )
+    traces: bool = Field(
+        default=False,
+        description="send OpenTelemetry traces (extra `otel`), whereto in the OTEL_* variables; default false",
+    )
 
     @model_validator(mode="before")
     @classmethod

@@ -6,6 +6,7 @@ import re
 import time
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from typing import Any
 
 MAX_TEXT = 512
 """Characters of a path or a user agent that are noted."""
@@ -46,6 +47,10 @@ class Exchange:
     protocol: str = ""
     trace_id: str = ""
     span_id: str = ""
+    traceresponse: str = ""
+    """Tells the client which span its request became; empty while there are no traces."""
+    span: Any = None
+    """OpenTelemetry's."""
 
     def __post_init__(self) -> None:
         """Cut what a client may make long, and take the trace that it belongs to."""

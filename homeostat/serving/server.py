@@ -34,6 +34,8 @@ from homeostat.serving.rest.app import MAX_BODY, App
 from homeostat.serving.rest.connection import Connection
 from homeostat.serving.rest.gate import Gate
 from homeostat.serving.rest.observed import Observed
+from homeostat.serving.tracing import Tracing
+from homeostat.serving.tracing import connect as connect_traces
 from homeostat.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -163,7 +165,8 @@ def serve(settings: Settings, post: Post) -> None:
     )
     plane = DataPlane(repository, recorder, metrics, Guard(post.box, killers))
     access_log = AccessLog() if settings.access_log else None
-    observer = Observer(access_log) if access_log else None
+    tracing = Tracing(connect_traces()) if settings.traces else None
+    observer = Observer(access_log, tracing) if access_log or tracing else None
     gate = Gate(App(plane), access, metrics.refuse)
     config = uvicorn.Config(
         Observed(gate, observer) if observer else gate,
@@ -212,6 +215,8 @@ def serve(settings: Settings, post: Post) -> None:
         recorder.close()
         if plane.board is not None:
             plane.board.close()
+        if tracing is not None:
+            tracing.close()
         if access_log is not None:
             access_log.close()
         log.info(

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import re
+import threading
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 import yaml
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
 from tests import promtool
 from tests.conftest import ROOT
@@ -151,3 +154,58 @@ def test_the_last_line_is_written_before_the_server_ends(tmp_path: Path) -> None
     server.process.terminate()
     assert server.process.wait(20) == 0
     assert json.loads(server.out.read_text().splitlines()[-1])["url.path"] == "/v2"
+
+
+class Collector(HTTPServer):
+    """An OTLP collector that keeps what it is sent."""
+
+    def __init__(self) -> None:
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(handler) -> None:  # noqa: N805
+                body = handler.rfile.read(int(handler.headers["content-length"]))
+                self.taken.append((handler.path, ExportTraceServiceRequest.FromString(body)))
+                handler.send_response(200)
+                handler.end_headers()
+
+            def log_message(handler, *told: object) -> None:  # noqa: N805
+                del told
+
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.taken: list[tuple[str, Any]] = []
+        self.thread = threading.Thread(target=self.serve_forever)
+        self.thread.start()
+
+    def close(self) -> None:
+        self.shutdown()
+        self.thread.join()
+        self.server_close()
+
+
+def test_the_last_spans_reach_the_collector_when_the_server_ends(tmp_path: Path) -> None:
+    collector = Collector()
+    try:
+        endpoint = f"http://127.0.0.1:{collector.server_port}"
+        server = Server(
+            tmp_path / "home",
+            HOMEOSTAT_TRACES="true",
+            HOMEOSTAT_ACCESS_LOG="true",
+            OTEL_EXPORTER_OTLP_ENDPOINT=endpoint,
+            OTEL_RESOURCE_ATTRIBUTES="deployment.environment.name=test",
+        )
+        try:
+            server.promote(1)
+            assert server.call("POST", "/v2/models/toy/infer", BODY)[0] == 200
+        finally:
+            server.process.terminate()
+            assert server.process.wait(20) == 0
+    finally:
+        collector.close()
+    assert {path for path, _ in collector.taken} == {"/v1/traces"}
+    resources = [resource for _, sent in collector.taken for resource in sent.resource_spans]
+    names = {one.key: one.value.string_value for one in resources[0].resource.attributes}
+    assert (names["service.name"], names["deployment.environment.name"]) == ("homeostat", "test")
+    spans = {span.name: span for one in resources for scope in one.scope_spans for span in scope.spans}
+    assert spans["infer"].parent_span_id == spans["infer toy"].span_id
+    told = [json.loads(line) for line in server.out.read_text().splitlines() if "/infer" in line]
+    assert told[0]["trace.id"] == spans["infer toy"].trace_id.hex()
+    assert told[0]["span.id"] == spans["infer toy"].span_id.hex()

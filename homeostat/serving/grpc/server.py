@@ -76,6 +76,8 @@ def _observed(answer: Answer, path: str, observer: Observer) -> Answer:
             traceparent=str(metadata.get("traceparent", "")),
         )
         observer.begin(exchange)
+        if exchange.traceresponse:
+            context.set_trailing_metadata((("traceresponse", exchange.traceresponse),))
         try:
             answered = await answer(data, context)
             exchange.status = 200

@@ -150,7 +150,7 @@ class PredictionService:
             lambda: wanted.find(self._plane, verb),
             lambda served: _request(tensors(served), context),
         )
-        context.set_trailing_metadata((("x-request-id", response.id),))
+        context.set_trailing_metadata((*(context.trailing_metadata() or ()), ("x-request-id", response.id)))
         return response
 
     async def _predict(self, request: Any, context: Any) -> Any:

@@ -43,6 +43,9 @@ class Observed:
         async def noted(message: MutableMapping[str, Any]) -> None:
             if message["type"] == "http.response.start":
                 exchange.status = message["status"]
+                if exchange.traceresponse:
+                    told = (b"traceresponse", exchange.traceresponse.encode())
+                    message = {**message, "headers": [*message["headers"], told]}
             await send(message)
 
         try:
