@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -253,6 +255,25 @@ def make_bundle(
         f"file://{home}/bundles",
         classes,
     )
+
+
+def folder_of(ref: BundleRef) -> Path:
+    """The folder of a bundle on this disk."""
+    return Path(ref.url.removeprefix("file://"))
+
+
+def forge(home: Path, ref: BundleRef, **contents: bytes) -> BundleRef:
+    """Put other contents (model_onnx=..., ...) into a bundle, sign it with the right key, and return its record."""
+    folder = folder_of(ref)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    for name, data in ((key.replace("_", "."), data) for key, data in contents.items()):
+        (folder / name).write_bytes(data)
+        manifest["files"][name] = {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)}
+    signed = json.dumps(manifest).encode()
+    (folder / "manifest.json").write_bytes(signed)
+    (folder / "manifest.sig").write_bytes(load_key(home).sign(signed))
+    digests = hashlib.sha256(signed).hexdigest(), manifest["files"]["model.onnx"]["sha256"]
+    return replace(ref, manifest_sha256=digests[0], sha256=digests[1])
 
 
 def rollout(

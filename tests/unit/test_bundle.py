@@ -10,7 +10,6 @@ import stat
 import subprocess
 import sys
 from dataclasses import replace
-from pathlib import Path
 
 import fsspec
 import numpy as np
@@ -22,7 +21,7 @@ from homeostat.bundle import SIZE_CAPS, build, load_key, load_public_key, open_b
 from homeostat.config import ProjectConfig
 from homeostat.errors import BundleInvalid, ConfigError
 from homeostat.golden import GOLDEN_ROWS, read_golden
-from tests.bundles import LINEAGE, chain, contract_of, linear, make_bundle, rows_of
+from tests.bundles import LINEAGE, chain, contract_of, folder_of, linear, make_bundle, rows_of
 
 FILES = [*SIZE_CAPS, "manifest.json", "manifest.sig"]
 
@@ -30,10 +29,6 @@ FILES = [*SIZE_CAPS, "manifest.json", "manifest.sig"]
 @pytest.fixture
 def home(tmp_path):
     return tmp_path / "home"
-
-
-def folder_of(ref) -> Path:
-    return Path(ref.url.removeprefix("file://"))
 
 
 def reopen(home, ref):
