@@ -23,23 +23,34 @@ if TYPE_CHECKING:
 Array = npt.NDArray[Any]
 
 
+def _array(part: str, values: Any) -> Array:
+    if np.ma.is_masked(values):  # asarray would bring back what the mask hides
+        raise DataInvalid(
+            f"{part} is a masked array; fill what is missing first, e.g. .astype('float32').filled(np.nan)"
+        )
+    try:
+        return np.asarray(values)
+    except ValueError as error:  # rows of different lengths
+        raise DataInvalid(f"{part} cannot be made an array: {error}") from error
+
+
 def _as_input(name: str, values: Any) -> Array:
-    array = np.asarray(values)
+    array = _array(f"input {name!r}", values)
     if array.dtype.kind not in "fiub":
         raise DataInvalid(
             f"input {name!r} has dtype {array.dtype}; a model takes numbers: "
             "map text to integers (pandas: df[c].astype('category').cat.codes)"
         )
-    if array.dtype == np.float64:
+    if array.dtype.kind == "f" and array.dtype != np.float16:
         with np.errstate(over="ignore"):  # what float32 cannot hold becomes Inf, which the hard checks name
             array = array.astype(np.float32)
     elif array.dtype.kind == "b":
         array = array.astype(np.int64)
-    return np.ascontiguousarray(array)
+    return np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("="))
 
 
 def _as_target(values: Any) -> Array:
-    array = np.asarray(values)
+    array = _array("target", values)
     return array.astype(np.int64) if array.dtype.kind == "b" else array
 
 
@@ -64,7 +75,7 @@ def _as_ids(values: Any) -> Array:
 class Dataset:
     """Rows of one or several named inputs.
 
-    inputs: name -> array [n, ...], float32 or integer (float64 becomes float32, bool int64).
+    inputs: name -> array [n, ...], float16, float32 or integer (other floats become float32, bool int64).
     target: [n], integer class indices from 0 for classification, float for regression.
     columns: input name -> the names of its columns, for inputs of shape [n, d].
     time: [n] datetime64, for splits by time. ids: [n] str; rows that share an id never
@@ -129,9 +140,9 @@ class Dataset:
         """
         if inputs is None:
             taken = {target, time, ids, *slices}
-            inputs = {"x": [str(c) for c in frame.columns if c not in taken]}
+            inputs = {"x": [c for c in frame.columns if c not in taken]}
         wanted = [target, *(c for c in (time, ids) if c), *slices, *(c for group in inputs.values() for c in group)]
-        missing = [c for c in wanted if c not in frame.columns]
+        missing = [str(c) for c in wanted if c not in frame.columns]
         if missing:
             raise DataInvalid(
                 f"no such column: {', '.join(missing)}; the frame has {', '.join(map(str, frame.columns))}"
@@ -139,6 +150,10 @@ class Dataset:
         twice = [str(c) for c in frame.columns[frame.columns.duplicated()] if c in wanted]
         if twice:
             raise DataInvalid(f"the frame has two columns named {', '.join(twice)}; rename one")
+        bare = [f"input {name!r} has no columns" for name, group in inputs.items() if not len(group)]
+        bare += [f"input {name!r} holds the target {target!r}" for name, group in inputs.items() if target in group]
+        if bare:
+            raise DataInvalid("the columns cannot be made inputs", bare)
         text = [
             f"column {c!r} has dtype {frame[c].dtype}; map it to numbers, e.g. .astype('category').cat.codes"
             for group in inputs.values()
@@ -274,7 +289,7 @@ def _numbers(column: pd.Series[Any]) -> Array:
         return column.to_numpy("float64", na_value=np.nan)
     if column.dtype.kind == "b":
         return column.to_numpy("int64")
-    plain: Any = getattr(column.dtype, "numpy_dtype", column.dtype)
+    plain: Any = getattr(column.dtype, "numpy_dtype", getattr(column.dtype, "subtype", column.dtype))
     return column.to_numpy(plain)
 
 

@@ -44,6 +44,21 @@ def test_dtypes():
     assert data.target.dtype == np.int64
 
 
+@pytest.mark.parametrize(("given", "kept"), [(">f4", "float32"), ("longdouble", "float32"), (">i2", "int16")])
+def test_every_machine_reads_the_dtype(given: str, kept: str):
+    values = Dataset.from_arrays(np.array([[1], [2]], given), [0, 1]).inputs["x"]
+    assert (values.dtype, values.dtype.isnative, values.tolist()) == (np.dtype(kept), True, [[1], [2]])
+
+
+def test_what_a_mask_hides_does_not_come_back():
+    hidden = np.ma.masked_array([[1.0], [-999.0]], mask=[[False], [True]])
+    with pytest.raises(DataInvalid, match="input 'x' is a masked array"):
+        Dataset.from_arrays(hidden, [0, 1])
+    with pytest.raises(DataInvalid, match="target is a masked array"):
+        Dataset.from_arrays([[1.0], [2.0]], np.ma.masked_array([0, 1], mask=[False, True]))
+    assert len(Dataset.from_arrays(np.ma.masked_array([[1.0], [2.0]]), [0, 1])) == 2
+
+
 def test_a_single_array_is_x():
     data = Dataset.from_arrays(np.ones((3, 2)), [0, 1, 0])
     assert list(data.inputs) == ["x"]
@@ -56,6 +71,7 @@ def test_a_single_array_is_x():
         ({"inputs": {}, "target": [0]}, "at least one input"),
         ({"inputs": [["a"]], "target": [0]}, "input 'x' has dtype <U1; a model takes numbers"),
         ({"inputs": [[1.0]], "target": [0, 1]}, "input 'x' has shape (1, 1) where the target has 2 rows"),
+        ({"inputs": [[1.0], [1.0, 2.0]], "target": [0, 1]}, "input 'x' cannot be made an array"),
         ({"inputs": np.empty((0, 2)), "target": np.empty(0)}, "there are no rows"),
         ({"inputs": [[1.0]], "target": [[0]]}, "target has shape (1, 1); it must be one value per row"),
         ({"inputs": [[1.0]], "target": ["cat"]}, "target has dtype <U3; map classes to integers"),
@@ -112,6 +128,20 @@ def test_from_frame_with_a_time_zone():
     data = Dataset.from_frame(table, target="churned", inputs={"x": ["age"]}, time="day")
     assert data.time is not None
     assert data.time[1] == np.datetime64("2026-01-01T23:00")
+
+
+def test_from_frame_with_numbered_and_sparse_columns():
+    table = pd.DataFrame({0: [1, 2], 1: pd.arrays.SparseArray([0.0, 3.0]), "y": [0, 1]})
+    data = Dataset.from_frame(table, target="y")
+    assert data.columns == {"x": ("0", "1")}
+    assert data.inputs["x"].tolist() == [[1, 0], [2, 3]]
+
+
+def test_from_frame_with_inputs_that_are_none():
+    with pytest.raises(DataInvalid, match="input 'x' has no columns"):
+        Dataset.from_frame(frame()[["churned"]], target="churned")
+    with pytest.raises(DataInvalid, match="input 'x' holds the target 'churned'"):
+        Dataset.from_frame(frame(), target="churned", inputs={"x": ["age", "churned"]})
 
 
 def test_from_frame_names_what_is_missing():
