@@ -14,6 +14,8 @@ from homeostat.errors import ConfigError
 from homeostat.records import Task
 
 Fraction = Annotated[float, Field(gt=0, lt=1)]
+MAX_DAYS = 3650
+"""The longest time span."""
 CandidateName = Literal["fp32", "dynamic_int8", "static_int8", "pruned"]
 
 
@@ -67,7 +69,7 @@ class TrainConfig(Section):
     """How the model is fitted."""
 
     epochs: int = Field(30, ge=1, le=100_000)
-    batch_size: int = Field(64, ge=1)
+    batch_size: int = Field(64, ge=1, le=1_000_000_000)
     optimizer: Literal["adam", "adamw", "sgd", "rmsprop"] = "adam"
     learning_rate: float = Field(1e-3, gt=0)
     momentum: float = Field(0.9, ge=0, lt=1, description="sgd only")
@@ -75,7 +77,7 @@ class TrainConfig(Section):
     schedule: Schedule = Schedule()
     early_stopping: EarlyStopping | None = None
     class_weights: Literal["none", "balanced"] = "none"
-    seed: int = Field(1, ge=0)
+    seed: int = Field(1, ge=0, lt=2**32)
     mixed_precision: bool = Field(
         False, description="train in float16; weights, file and graph are float32. A GPU gains by it, a CPU loses"
     )
@@ -148,22 +150,28 @@ class MonitorConfig(Section):
 
     min_rows: int = Field(100, ge=30, description="a smaller window is not tested")
     max_rows: int = Field(10_000, ge=100, le=1_000_000, description="a larger window is sampled")
-    window_hours: float = Field(24.0, gt=0)
+    window_hours: float = Field(24.0, gt=0, le=MAX_DAYS * 24)
     numeric_method: Literal["ks", "wasserstein", "psi", "jensenshannon"] = "ks"
     categorical_method: Literal["chisquare", "psi", "jensenshannon"] = "chisquare"
     alpha: Fraction = Field(0.01, description="p-value methods: false alarms per window, shared over the columns")
     distance: float = Field(0.2, gt=0, description="distance methods: a column drifts at or above this")
     reference_rows: int = Field(5_000, ge=100, le=100_000, description="rows of the reference kept with the version")
 
+    @model_validator(mode="after")
+    def _can_be_tested(self) -> MonitorConfig:
+        if self.min_rows > self.max_rows:
+            raise ValueError(f"min_rows {self.min_rows} is above max_rows {self.max_rows}: no window would be tested")
+        return self
+
 
 class RetrainConfig(Section):
     """When retraining may start by itself, and on what."""
 
     cooldown_minutes: float = Field(
-        60.0, ge=0, description="time between two trainings that were not asked for by hand"
+        60.0, ge=0, le=MAX_DAYS * 24 * 60, description="time between two trainings that were not asked for by hand"
     )
     min_labelled_rows: int = Field(0, ge=0, description="labelled traffic needed before a drift retrains")
-    traffic_days: float = Field(30.0, gt=0, description="how far back labelled traffic is used")
+    traffic_days: float = Field(30.0, gt=0, le=MAX_DAYS, description="how far back labelled traffic is used")
 
 
 class ProjectConfig(Section):
@@ -184,6 +192,15 @@ class ProjectConfig(Section):
     serve: ServeConfig = ServeConfig()
     monitor: MonitorConfig = MonitorConfig()
     retrain: RetrainConfig = RetrainConfig()
+
+    @model_validator(mode="after")
+    def _can_be_rolled_back(self) -> ProjectConfig:
+        if self.rollout.rollback_min_labels > self.monitor.max_rows:
+            raise ValueError(
+                f"rollout.rollback_min_labels {self.rollout.rollback_min_labels} is above monitor.max_rows "
+                f"{self.monitor.max_rows}: no live comparison would ever say anything"
+            )
+        return self
 
     @property
     def primary(self) -> str:

@@ -71,6 +71,22 @@ def test_the_digest_sees_a_changed_default(tmp_path: Path):
         (HEAD + '[train]\noptimizer = "adm"', ["train.optimizer: Input should be 'adam', 'adamw', 'sgd' or 'rmsprop'"]),
         (HEAD + "train = 3", ["train: Input should be a valid dictionary", "got 3"]),
         (HEAD + "[train]\nepochs = 2\nschedule = { warmup_epochs = 2 }", ["warmup_epochs 2.0 must be under epochs 2"]),
+        (HEAD + "[train]\nseed = 4294967296", ["train.seed: Input should be less than 4294967296"]),
+        (HEAD + "[train]\nbatch_size = 99999999999999999999", ["train.batch_size: Input should be less than or equal"]),
+        (
+            HEAD + "[monitor]\nwindow_hours = 1e300",
+            ["monitor.window_hours: Input should be less than or equal to 87600"],
+        ),
+        (
+            HEAD + "[retrain]\ncooldown_minutes = 1e300",
+            ["retrain.cooldown_minutes: Input should be less than or equal"],
+        ),
+        (HEAD + "[retrain]\ntraffic_days = 1e9", ["retrain.traffic_days: Input should be less than or equal to 3650"]),
+        (HEAD + "[monitor]\nmin_rows = 200\nmax_rows = 100", ["min_rows 200 is above max_rows 100"]),
+        (
+            HEAD + "[rollout]\nrollback_min_labels = 200\n[monitor]\nmax_rows = 100",
+            ["rollout.rollback_min_labels 200 is above monitor.max_rows 100"],
+        ),
         (HEAD + "[data]\ntest = 0.7\nvalidation = 0.2", ["= 1.00 leaves under 20 %"]),
         (HEAD + '[compress]\ncandidates = ["pruned"]', ["candidates must name fp32"]),
         (HEAD + '[compress]\ncandidates = ["fp32", "fp32"]', ["candidates names one twice"]),
