@@ -11,6 +11,7 @@ import re
 import shutil
 import sys
 import tempfile
+import textwrap
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,6 +21,7 @@ from typing import get_args
 from homeostat.errors import ConfigError
 from homeostat.records import Task
 
+FLOWS = ("lifecycle", "monitor", "retrain", "promote", "rollback")
 NAME = re.compile(r"[a-z][a-z0-9_]{0,62}")
 
 
@@ -135,16 +137,30 @@ def _with_block(path: Path, name: str) -> str:
         raise ConfigError(
             f"{path}: no such file; run this in a checkout of homeostat, or set HOMEOSTAT_ROOT"
         ) from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path} is not UTF-8: {error}; restore it") from error
     keys = re.findall(r"^([A-Za-z_][\w-]*):", text, flags=re.MULTILINE)
     if not keys or keys[-1] != "deployments":
         raise ConfigError(f"{path}: `deployments:` must be the last top-level key, so that a project can be added")
     if re.search(rf"\bproject: {name}\b", text):
         raise ConfigError(f"{path} has deployments of a project {name!r}; choose another name, or remove them")
+    missing = [flow for flow in FLOWS if not re.search(rf"&{flow}\b", text)]
+    if missing:
+        raise ConfigError(
+            f"{path}: no anchor &{', &'.join(missing)} under `definitions:`; restore it, as in homeostat's"
+        )
     empty = re.sub(r"^deployments:[ \t]*\[\][ \t]*$", "deployments:", text, flags=re.MULTILINE)
-    return f"{empty.rstrip()}\n\n{deployment_block(name)}"
+    if re.search(r"^deployments:[ \t]*[^\s#]", empty, flags=re.MULTILINE):
+        raise ConfigError(
+            f"{path}: write the list `deployments:` with an item a line (`  - ...`), so that one can be added"
+        )
+    first = re.search(r"^deployments:.*?^( *)- ", empty, flags=re.MULTILINE | re.DOTALL)
+    block = textwrap.indent(textwrap.dedent(deployment_block(name)), first[1] if first else "  ")
+    return f"{empty.rstrip()}\n\n{block}"
 
 
 def _replace(path: Path, text: str) -> None:
+    path = path.resolve()  # a link stays one
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         temporary.write_text(text, encoding="utf-8")

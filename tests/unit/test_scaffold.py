@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import textwrap
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -16,6 +17,7 @@ from homeostat.scaffold import deployment_block, init_project
 
 ROOT = Path(__file__).resolve().parents[2]
 FLOWS = ("lifecycle", "monitor", "retrain", "promote", "rollback")
+ANCHORS = "definitions:\n" + "".join(f"  {flow}: &{flow} {{entrypoint: x}}\n" for flow in FLOWS)
 
 
 @pytest.fixture
@@ -69,11 +71,29 @@ def test_two_projects_stand_side_by_side(root: Path):
 
 
 def test_an_empty_list_of_deployments(root: Path):
-    (root / "prefect.yaml").write_text(
-        "definitions:\n" + "".join(f"  {flow}: &{flow} {{entrypoint: x}}\n" for flow in FLOWS) + "deployments: []\n"
-    )
+    (root / "prefect.yaml").write_text(f"{ANCHORS}deployments: []\n")
     init_project("shop", root)
     assert len(yaml.safe_load((root / "prefect.yaml").read_text())["deployments"]) == 5
+
+
+@pytest.mark.parametrize("indent", ["", "  ", "    "])
+def test_the_block_is_indented_as_the_list_is(root: Path, indent: str):
+    path = root / "prefect.yaml"
+    head, _, items = path.read_text().partition("deployments:\n")
+    path.write_text(f"{head}deployments:\n" + textwrap.indent(textwrap.dedent(items), indent))
+    before = yaml.safe_load(path.read_text())
+    init_project("shop", root)
+    after = yaml.safe_load(path.read_text())["deployments"]
+    assert after[:-5] == before["deployments"]
+    assert {item["name"] for item in after[-5:]} == {"shop"}
+
+
+def test_a_linked_prefect_file_stays_a_link(root: Path):
+    (root / "prefect.yaml").rename(root / "shared.yaml")
+    (root / "prefect.yaml").symlink_to("shared.yaml")
+    init_project("shop", root)
+    assert (root / "prefect.yaml").is_symlink()
+    assert "project: shop" in (root / "shared.yaml").read_text()
 
 
 @pytest.mark.parametrize(
@@ -124,13 +144,26 @@ def test_a_name_that_begins_another_is_not_taken_for_it(root: Path):
 
 
 @pytest.mark.parametrize(
-    ("text", "message"), [("deployments:\nname: x\n", "must be the last"), ("# nothing\n", "must be the last")]
+    ("text", "message"),
+    [
+        ("deployments:\nname: x\n", "must be the last"),
+        ("# nothing\n", "must be the last"),
+        ("name: x\ndeployments:\n", "no anchor &lifecycle, &monitor"),
+        (ANCHORS + "deployments: [{name: x}]\n", "an item a line"),
+    ],
 )
 def test_a_prefect_file_that_cannot_be_added_to(root: Path, text: str, message: str):
     (root / "prefect.yaml").write_text(text)
     with pytest.raises(ConfigError, match=message):
         init_project("shop", root)
     assert tree(root) == {"prefect.yaml": text, "projects/__init__.py": '"""Projects."""\n'}
+
+
+def test_a_prefect_file_that_is_no_text(root: Path):
+    (root / "prefect.yaml").write_bytes(b"\xff\xfe")
+    with pytest.raises(ConfigError, match="is not UTF-8"):
+        init_project("shop", root)
+    assert not (root / "projects" / "shop").exists()
 
 
 def test_no_checkout(tmp_path: Path):
