@@ -20,8 +20,10 @@ def _section(annotation: Any) -> type[BaseModel] | None:
 def _type(annotation: Any) -> str:
     if get_origin(annotation) is Literal:
         return ", ".join(f"`{value}`" for value in get_args(annotation))
+    if get_origin(annotation) is dict:
+        return "table"
     if get_args(annotation):
-        return " or ".join(t for t in map(_type, get_args(annotation)) if t not in ("None", "..."))
+        return " or ".join(t for t in map(_type, get_args(annotation)) if t not in ("None", "Ellipsis"))
     return getattr(annotation, "__name__", str(annotation)).replace("NoneType", "None")
 
 

@@ -30,6 +30,7 @@ from homeostat.errors import BundleInvalid, DataInvalid, Unavailable
 from homeostat.golden import GOLDEN_BYTES, make_golden
 from homeostat.graph import check_graph
 from homeostat.keys import load_key, load_public_key
+from homeostat.masking import Mask
 from homeostat.records import BundleRef, Lineage, Task
 
 log = logging.getLogger(__name__)
@@ -141,9 +142,11 @@ def build(
 
     reference: npz bytes. golden: input name -> rows [n, ...]; the first 16 are kept with the
     graph's answer. Building the same again returns the bundle that is there. Raises
-    BundleInvalid when the graph has what is not served (homeostat.graph) or a file passes its cap.
+    BundleInvalid when the graph has what is not served (homeostat.graph) or a file passes its cap,
+    ConfigError when serve.masking names what is no column.
     """
     check_graph(onnx, "model.onnx")
+    Mask.make(config.serve, contract, bytes)  # its names are the contract's
     contents = {
         "model.onnx": onnx,
         "contract.json": contract.to_json().encode(),

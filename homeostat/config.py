@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import tomllib
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from homeostat.errors import ConfigError
 from homeostat.records import Task
@@ -17,6 +18,25 @@ Fraction = Annotated[float, Field(gt=0, lt=1)]
 MAX_DAYS = 3650
 """The longest time span."""
 CandidateName = Literal["fp32", "dynamic_int8", "static_int8", "pruned"]
+
+
+def check_action(text: str) -> str:
+    """Return what is done to a column; raises ValueError that lists what can be."""
+    kind, *words = text.split() or ("",)
+    if kind == "categories":
+        fits = bool(words)
+    elif kind in ("step", "edges"):
+        numbers = [float(word) for word in words]
+        one = len(numbers) == 1 and numbers[0] > 0
+        fits = all(map(math.isfinite, numbers)) and (one if kind == "step" else numbers == sorted(set(numbers)) != [])
+    else:
+        fits = text in ("keep", "drop", "hash")
+    if not fits:
+        raise ValueError('"keep", "drop", "hash", "step S" (S > 0), "edges A B ..." (rising) or "categories A B ..."')
+    return text
+
+
+Action = Annotated[str, AfterValidator(check_action)]
 
 
 class Section(BaseModel):
@@ -136,13 +156,24 @@ class RolloutConfig(Section):
     timeout_seconds: float = Field(60.0, gt=0, description="how long the server may take to report a version")
 
 
+class MaskingConfig(Section):
+    """What capture keeps of a request; a column that is not named is dropped."""
+
+    columns: dict[str, Action] = Field(
+        {}, description='column, or input for all its columns: "keep", "drop", "hash", "step 10", "edges 0 18 65"'
+    )
+    entity_id: Literal["hash", "drop", "keep"] = Field("hash", description="the id that rows of one entity share")
+
+
 class ServeConfig(Section):
-    """What the server lets in; travels with the bundle."""
+    """What the server lets in, and keeps of it; travels with the bundle."""
 
     nan: Literal["reject", "accept"] = Field("reject", description="NaN or Inf in a request")
     out_of_range: Literal["accept", "reject"] = Field("accept", description="a value outside the contract's range")
     max_rows: int = Field(1024, ge=1, description="rows in one request")
     capture: bool = Field(True, description="keep requests and answers for monitoring")
+    slices: tuple[str, ...] = Field((), strict=False, description="slices that clients send, kept with the request")
+    masking: MaskingConfig | None = None
 
 
 class MonitorConfig(Section):

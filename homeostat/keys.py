@@ -1,4 +1,4 @@
-"""The ed25519 key that signs bundles: made on first use, private to its owner."""
+"""The ed25519 key that signs bundles, and the salt of masked columns: made on first use, private to their owner."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ from cryptography.hazmat.primitives.serialization import (
 
 from homeostat.errors import ConfigError
 
-PRIVATE, PUBLIC = "signing.pem", "signing.pub"
+PRIVATE, PUBLIC, SALT = "signing.pem", "signing.pub", "masking.salt"
+SALT_BYTES = 32
 
 
 def _place(path: Path, data: bytes, mode: int) -> None:
@@ -55,9 +56,7 @@ def load_key(home: Path) -> Ed25519PrivateKey:
     if not path.exists():
         made = Ed25519PrivateKey.generate()
         _place(path, made.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()), 0o600)
-    mode = path.stat().st_mode & 0o777
-    if mode & 0o077:
-        raise ConfigError(f"{path} has mode {mode:o}: others may read the signing key; chmod 600 {path}")
+    check_private(path)
     try:
         key = load_pem_private_key(path.read_bytes(), password=None)
     except (ValueError, TypeError, UnsupportedAlgorithm) as error:
@@ -71,6 +70,30 @@ def load_key(home: Path) -> Ed25519PrivateKey:
     if _public_bytes(load_public_key(home)) != _public_bytes(key.public_key()):
         raise ConfigError(f"{public} does not belong to {path}; remove {public} and it is written anew")
     return key
+
+
+def check_private(path: Path) -> None:
+    """Raise ConfigError when others than its owner may read a file."""
+    mode = path.stat().st_mode & 0o777
+    if mode & 0o077:
+        raise ConfigError(f"{path} has mode {mode:o}: others may read it; chmod 600 {path}")
+
+
+def load_salt(home: Path) -> bytes:
+    """Return HOME/keys/masking.salt, made on first use as the signing key is; raises ConfigError likewise.
+
+    Hashes of captured columns are linked by it: a new one makes new hashes of the same values.
+    """
+    folder = home / "keys"
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    path = folder / SALT
+    if not path.exists():
+        _place(path, os.urandom(SALT_BYTES), 0o600)
+    check_private(path)
+    salt = path.read_bytes()
+    if len(salt) != SALT_BYTES:
+        raise ConfigError(f"{path} has {len(salt)} bytes, not {SALT_BYTES}; restore it, or remove it to make another")
+    return salt
 
 
 def load_public_key(home: Path) -> Ed25519PublicKey:

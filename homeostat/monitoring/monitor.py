@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from homeostat.config import ProjectConfig
 from homeostat.dataset import Array
 from homeostat.errors import ConfigError, GateFailed, MonitoringFailed
+from homeostat.masking import mask_like
 from homeostat.monitoring.columns import answered_frame, watched_frame
 from homeostat.monitoring.drift import Drift, find_drift
 from homeostat.monitoring.figures import figures, summary
@@ -127,9 +128,19 @@ def _drift(
     absent = sorted(reference.inputs.keys() - rows.inputs.keys())
     if absent:
         return Drift(True, f"inputs absent: {', '.join(absent)}", faults=tuple(f"{name}: absent" for name in absent))
-    expected = watched_frame(project, config.task, reference.inputs, reference.columns, reference.outputs)
+    inputs = reference.inputs if rows.masking is None else mask_like(rows.masking, reference.inputs)
+    expected = watched_frame(project, config.task, inputs, reference.columns, reference.outputs)
     current = watched_frame(project, config.task, rows.inputs, reference.columns, rows.outputs)
+    if rows.masking is not None:
+        gone = [column for column in expected if column in current and _blank(expected[column], current[column])]
+        expected, current = expected.drop(columns=gone), current.drop(columns=gone)
     return find_drift(expected, current, config, workspace, html=html)
+
+
+def _blank(expected: pd.Series, current: pd.Series) -> bool:
+    """Return whether both sides hold one and the same value, or none, as a dropped or hashed column does."""
+    values = {*map(str, expected.unique()), *map(str, current.unique())}
+    return len(values) < 2
 
 
 def _quality_reports(

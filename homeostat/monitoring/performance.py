@@ -9,6 +9,7 @@ import numpy as np
 
 from homeostat.config import ProjectConfig
 from homeostat.dataset import Array, Dataset
+from homeostat.errors import GateFailed
 from homeostat.evaluation.evaluate import compare, intervals
 from homeostat.evaluation.metrics import matrix
 from homeostat.monitoring.traffic import TrafficRows, read_rows
@@ -51,7 +52,7 @@ def beside_predecessor(
 
     live, predecessor: (version, ONNX graph). A positive gain means that the live version is
     better. None without a predecessor, or with fewer than config.rollout.rollback_min_labels
-    rows. Raises GateFailed when the predecessor does not take these rows, ConfigError when the
+    rows. Raises GateFailed when the predecessor does not take these rows or they are masked, ConfigError when the
     primary metric cannot be measured on them.
     """
     if predecessor is None:
@@ -67,6 +68,8 @@ def beside_predecessor(
         labelled_only=True,
         seed=seed,
     )
+    if rows.masking is not None:
+        raise GateFailed("captured inputs are masked (serve.masking), so that no version can answer them again")
     rows = usable_labels(rows, config.task)
     if len(rows) < config.rollout.rollback_min_labels:
         return None

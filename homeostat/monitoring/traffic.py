@@ -21,13 +21,15 @@ from homeostat.tensors import unpack
 
 logger = logging.getLogger(__name__)
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 """PRAGMA user_version of the files that the server writes and that are understood here."""
 NEWEST_LABEL = (
     "(SELECT l.labels FROM label l WHERE l.request_id = r.request_id AND l.model IN (r.model, '') "
     "ORDER BY l.sequence DESC LIMIT 1)"
 )
 """Of a request r: the labels that came last for its model, or for no model by name."""
+ANSWERED = "r.model = ? AND r.time >= ? AND r.arm != 'shadow'"
+"""Of requests r: those of a model since a time; what a shadow answered, nobody got."""
 CHUNK = 500
 """Requests fetched by one statement; SQLite allows 999 parameters in its oldest builds."""
 
@@ -38,7 +40,9 @@ class TrafficRows:
 
     inputs, outputs: name -> [n, ...]. labels: [n] float64, NaN where there is none (yet).
     entity_ids (empty where none was sent), request_ids: [n] str. versions: [n] int64.
-    times: [n] float64, unix seconds. milliseconds: [n] float64, of the whole request.
+    times: [n] float64, unix seconds. milliseconds: [n] float64, of the whole request. arms: [n] str,
+    champion or canary. slices: name -> [n] str, empty where a row has none of that name; also the
+    hashes of hashed columns.
     """
 
     inputs: dict[str, Array] = field(default_factory=dict)
@@ -49,6 +53,10 @@ class TrafficRows:
     versions: Array = field(default_factory=lambda: np.empty(0, dtype=np.int64))
     times: Array = field(default_factory=lambda: np.empty(0))
     milliseconds: Array = field(default_factory=lambda: np.empty(0))
+    arms: Array = field(default_factory=lambda: np.empty(0, dtype=str))
+    slices: dict[str, Array] = field(default_factory=dict)
+    masking: str | None = None
+    """What was done to the inputs before they were kept, for `homeostat.masking.mask_like`; None is nothing."""
     found: int = 0
     """Rows that the capture holds for the window, before sampling."""
     unreadable: tuple[str, ...] = ()
@@ -72,11 +80,13 @@ class TrafficRows:
 
     def take(self, rows: Array) -> TrafficRows:
         """Return the rows at these positions (or of this boolean mask), in this order."""
-        per_row = ("labels", "entity_ids", "request_ids", "versions", "times", "milliseconds")
+        per_row = ("labels", "entity_ids", "request_ids", "versions", "times", "milliseconds", "arms")
         return TrafficRows(
             inputs={name: values[rows] for name, values in self.inputs.items()},
             outputs={name: values[rows] for name, values in self.outputs.items()},
             **{name: getattr(self, name)[rows] for name in per_row},
+            slices={name: values[rows] for name, values in self.slices.items()},
+            masking=self.masking,
             found=self.found,
             unreadable=self.unreadable,
         )
@@ -93,12 +103,16 @@ class _Request(NamedTuple):
     inputs: dict[str, Array]
     outputs: dict[str, Array]
     labels: Array
+    arm: str
+    slices: dict[str, Array]
+    masking: str | None
 
-    def signature(self) -> tuple[tuple[str, str, tuple[int, ...]], ...]:
-        """Names, dtypes and row shapes: only rows of one signature can stand in one array."""
+    def signature(self) -> tuple[object, ...]:
+        """Masking, names, dtypes and row shapes: only rows of one signature can stand in one array."""
         both = (*(("i", *item) for item in self.inputs.items()), *(("o", *item) for item in self.outputs.items()))
-        return tuple(
-            (side + name, values.dtype.str, values.shape[1:]) for side, name, values in sorted(both, key=_name)
+        return (
+            self.masking,
+            *((side + name, values.dtype.str, values.shape[1:]) for side, name, values in sorted(both, key=_name)),
         )
 
 
@@ -122,7 +136,7 @@ def read_rows(
     labelled_only: bool = False,
     seed: int = 0,
 ) -> TrafficRows:
-    """Return a model's rows with start <= time < end, each with its newest label, if it has one.
+    """Return a model's answered rows with start <= time < end, each with its newest label, if it has one.
 
     When there are more than max_rows, whole requests are drawn at random by `seed`, so that the
     sample speaks for the window. A missing or empty file means no rows. A request or label that
@@ -131,7 +145,7 @@ def read_rows(
     """
     if not traffic.is_file():
         return TrafficRows()
-    where, values = "r.model = ? AND r.time >= ? AND r.time < ?", [model, unix_seconds(start), unix_seconds(end)]
+    where, values = f"{ANSWERED} AND r.time < ?", [model, unix_seconds(start), unix_seconds(end)]
     if version is not None:
         where, values = where + " AND r.version = ?", [*values, version]
     if labelled_only:
@@ -201,7 +215,8 @@ def _fetch(connection: sqlite3.Connection, rowids: Sequence[int]) -> Iterator[tu
         marks = ", ".join("?" * len(chunk))
         yield from connection.execute(
             "SELECT r.request_id, r.time, r.version, r.entity_id, r.rows, r.inputs, r.outputs, r.milliseconds, "  # noqa: S608
-            f"{NEWEST_LABEL} FROM request r WHERE r.rowid IN ({marks}) ORDER BY r.time, r.request_id",
+            f"r.arm, r.slices, r.masking, {NEWEST_LABEL} FROM request r WHERE r.rowid IN ({marks}) "
+            "ORDER BY r.time, r.request_id",
             chunk,
         )
 
@@ -209,7 +224,7 @@ def _fetch(connection: sqlite3.Connection, rowids: Sequence[int]) -> Iterator[tu
 def _decode_all(records: Iterator[tuple[Any, ...]]) -> tuple[list[_Request], list[str]]:
     requests, unreadable = [], []
     for record in records:
-        request_id, rows, text = str(record[0]), record[4], record[8]
+        request_id, rows, text = str(record[0]), record[4], record[-1]
         try:
             request = _decode(record)
         except (ValueError, TypeError, DataInvalid) as error:
@@ -225,7 +240,7 @@ def _decode_all(records: Iterator[tuple[Any, ...]]) -> tuple[list[_Request], lis
 
 
 def _decode(record: tuple[Any, ...]) -> _Request:
-    request_id, time, version, entity_id, rows, inputs, outputs, milliseconds, _ = record
+    request_id, time, version, entity_id, rows, inputs, outputs, milliseconds, arm, slices, masking, _ = record
     return _Request(
         request_id=str(request_id),
         time=float(time),
@@ -235,7 +250,23 @@ def _decode(record: tuple[Any, ...]) -> _Request:
         inputs=_tensors(inputs, rows),
         outputs=_tensors(outputs, rows),
         labels=np.full(rows, np.nan),
+        arm=str(arm),
+        slices=_slices(slices, rows),
+        masking=masking,
     )
+
+
+def _slices(text: Any, rows: int) -> dict[str, Array]:
+    given = json.loads(text) if text else {}
+    if not isinstance(given, dict):
+        raise ValueError("slices are not an object")
+    slices = {}
+    for name, value in given.items():
+        values = value if isinstance(value, list) else [value] * rows
+        if len(values) != rows:
+            raise ValueError(f"slice {name} has {len(values)} values where the request has {rows} rows")
+        slices[name] = np.array(values, dtype=str)
+    return slices
 
 
 def _tensors(blob: Any, rows: Any) -> dict[str, Array]:
@@ -269,7 +300,7 @@ def _same_signature(requests: list[_Request]) -> tuple[list[_Request], list[str]
     most = Counter(signatures).most_common(1)[0][0]
     kept = [r for r, signature in zip(requests, signatures, strict=True) if signature == most]
     odd = [
-        f"{r.request_id}: other tensors than the rest of the window"
+        f"{r.request_id}: other tensors or masking than the rest of the window"
         for r, signature in zip(requests, signatures, strict=True)
         if signature != most
     ]
@@ -293,6 +324,12 @@ def _stack(requests: list[_Request], found: int, unreadable: tuple[str, ...]) ->
         versions=repeat("version", np.int64),
         times=repeat("time", np.float64),
         milliseconds=repeat("milliseconds", np.float64),
+        arms=repeat("arm", str),
+        slices={
+            name: np.concatenate([r.slices.get(name, np.full(len(r.labels), "")) for r in requests])
+            for name in sorted({name for r in requests for name in r.slices})
+        },
+        masking=requests[0].masking,
         found=found,
         unreadable=unreadable,
     )

@@ -13,6 +13,7 @@ import numpy as np
 
 from homeostat.dataset import Array, Dataset
 from homeostat.monitoring.traffic import (
+    ANSWERED,
     NEWEST_LABEL,
     TrafficRows,
     has_tables,
@@ -79,14 +80,17 @@ def labelled_traffic(
     """Return the labelled rows answered since a time, by any version, in the form of `template`; None without any.
 
     ids hold the entity ids (empty where none was sent); target and inputs get the template's
-    dtypes. Rows are left out, and logged, when their inputs are not the template's, when a label or an
-    input is not finite in the template's dtype (NaN stays where the template's input has NaN) or, in
-    classification, when the label is not one of its classes.
+    dtypes. Rows are left out, and logged, when their inputs are not the template's or are masked,
+    when a label or an input is not finite in the template's dtype (NaN stays where the template's
+    input has NaN) or, in classification, when the label is not one of its classes.
     """
     end = datetime.now(UTC) + timedelta(days=1)  # a server's clock may be a little ahead
     rows = read_rows(traffic, model, since, end, max_rows, labelled_only=True, seed=seed)
     rows = rows.take(rows.labelled)
     if not len(rows):
+        return None
+    if rows.masking is not None:
+        logger.warning("labelled traffic of %s is masked (serve.masking): left out, %d rows", model, len(rows))
         return None
     expected = {name: values.shape[1:] for name, values in template.inputs.items()}
     if {name: values.shape[1:] for name, values in rows.inputs.items()} != expected:
@@ -107,14 +111,14 @@ def labelled_traffic(
 
 
 def count_labelled(traffic: Path, model: str, since: datetime) -> int:
-    """Return how many rows answered since a time, by any version, have a label; 0 without a file."""
+    """Return how many rows to learn from, answered since a time by any version, have a label; 0 without a file."""
     if not traffic.is_file():
         return 0
     with open_snapshot(traffic) as connection:
         if not has_tables(connection, traffic):
             return 0
         found = connection.execute(
-            f"SELECT r.rows, {NEWEST_LABEL} FROM request r WHERE r.model = ? AND r.time >= ?",  # noqa: S608
+            f"SELECT r.rows, {NEWEST_LABEL} FROM request r WHERE {ANSWERED} AND r.masking IS NULL",  # noqa: S608
             (model, unix_seconds(since)),
         ).fetchall()
     count = 0
@@ -184,6 +188,8 @@ def _write_parquet(rows: TrafficRows, frame: pd.DataFrame | None, path: Path) ->
             "request.version": rows.versions,
             "request.milliseconds": rows.milliseconds,
             "request.label": rows.labels,
+            "request.arm": rows.arms,
+            **{f"slice.{name}": values for name, values in rows.slices.items()},
         }
     )
     if frame is not None:

@@ -13,9 +13,10 @@ from typing import Any
 
 import orjson
 
-from homeostat.client import current
+from homeostat.client import client_id, current
 from homeostat.dataset import Array
 from homeostat.errors import RequestInvalid, ServingError
+from homeostat.masking import parse_slices
 from homeostat.serving.blackbox import Guard
 from homeostat.serving.board import Board
 from homeostat.serving.capture.recorder import Recorder
@@ -68,6 +69,8 @@ class InferRequest:
     """What the version is asked as; a rollout says otherwise."""
     started: float = 0.0
     """When the whole request had come, as time.perf_counter says it; 0 when nobody noted it."""
+    slices: str = ""
+    """`name=value,name=value`: what figures of this request are broken down by."""
 
 
 @dataclass(slots=True)
@@ -90,6 +93,17 @@ def check_entity(value: object, where: str) -> str:
     """Return the name of an entity whose rows belong together; raises RequestInvalid when it is no short text."""
     if not isinstance(value, str) or not 0 < len(value) <= MAX_ENTITY or not value.isprintable():
         raise RequestInvalid(f"{where}: {value!r:.60} must be 1 to {MAX_ENTITY} printable characters")
+    return value
+
+
+def check_slices(value: object, where: str) -> str:
+    """Return the slices of a request as text; raises RequestInvalid when they cannot be read."""
+    if not isinstance(value, str):
+        raise RequestInvalid(f"{where}: {value!r:.60} must be text")
+    try:
+        parse_slices(value)
+    except ValueError as error:
+        raise RequestInvalid(f"{where}: {value!r:.60} {error}") from error
     return value
 
 
@@ -256,10 +270,14 @@ class DataPlane:
         outputs: dict[str, Array],
         seconds: float,
     ) -> None:
-        ref = served.ref
-        text = orjson.dumps(
-            (request_id, time.time(), ref.model, ref.version, ref.sha256, request.entity_id, rows, seconds * 1000)
-        )
+        ref, mask = served.ref, served.mask
+        entity, slices, masking = request.entity_id, None, None
+        if mask is not None:
+            kept, entity, slices = mask.apply(request.tensors, request.entity_id, request.slices)
+            inputs, masking = pack(kept), mask.text
+        milliseconds = seconds * 1000
+        about = (request_id, time.time(), ref.model, ref.version, ref.sha256, entity, rows, milliseconds)
+        text = orjson.dumps((*about, request.arm, client_id(), slices, masking))
         self.recorder.put(frame(REQUEST, text, inputs, pack(outputs)))
 
     def feedback(self, items: Sequence[Any]) -> dict[str, Any]:

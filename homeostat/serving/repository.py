@@ -81,13 +81,14 @@ class Repository:
         folder: Path,
         metrics: Metrics,
         *,
+        salt: Callable[[], bytes],
         poll_seconds: float = POLL_SECONDS,
     ) -> None:
-        """`connect` and `public_key` are called in the thread, when first needed, and again after they failed."""
+        """`connect`, `public_key` and `salt` are called in the thread, when needed, and again after they failed."""
         self.models: dict[str, ModelState] = {}
         self.problem = "the control store has not been read yet"
         """Why the control store cannot be followed; empty when it can."""
-        self._connect, self._public_key = connect, public_key
+        self._connect, self._public_key, self._salt = connect, public_key, salt
         self._source: Rows | None = None
         self._memory = Memory(folder)
         self._metrics = metrics
@@ -283,7 +284,8 @@ class Repository:
             report = preflight(bundle.onnx, bundle.golden, ref.url, interrupted=self._overtaken)
             invariant = report.batch_invariant
             self._memory.add(ref, batch_invariant=invariant)
-        return Served.load(bundle, batch_invariant=invariant, metrics=self._metrics.version(ref.model, ref.version))
+        metrics = self._metrics.version(ref.model, ref.version)
+        return Served.load(bundle, batch_invariant=invariant, metrics=metrics, salt=self._salt)
 
     def _forget(self, row: Rollout) -> None:
         """Drop the sessions that the row does not name, the least recently used first."""

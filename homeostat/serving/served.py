@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -11,7 +11,8 @@ import numpy as np
 from homeostat.bundle import Bundle
 from homeostat.contract import Contract, TensorSpec
 from homeostat.dataset import Array
-from homeostat.errors import BundleInvalid, RequestInvalid
+from homeostat.errors import BundleInvalid, ConfigError, RequestInvalid
+from homeostat.masking import Mask
 from homeostat.records import BundleRef, Task
 from homeostat.serving.metrics import VersionMetrics
 from homeostat.serving.session import ORT_DTYPES, Session, time_rows
@@ -51,6 +52,8 @@ class Served:
     out_of_range: str
     max_rows: int
     capture: bool
+    mask: Mask | None
+    """What capture keeps; None is everything."""
     classes: tuple[str, ...]
     session: Session
     inline_rows: int
@@ -61,13 +64,22 @@ class Served:
     _bounds: tuple[tuple[str, np.dtype[np.generic], tuple[int, ...], Array, Array], ...] = field(repr=False)
 
     @classmethod
-    def load(cls, bundle: Bundle, *, batch_invariant: bool, metrics: VersionMetrics) -> Served:
-        """Make a session of the bundle's bytes, time it, and hold its inputs against the contract."""
+    def load(
+        cls, bundle: Bundle, *, batch_invariant: bool, metrics: VersionMetrics, salt: Callable[[], bytes]
+    ) -> Served:
+        """Make a session of the bundle's bytes, time it, and hold its inputs against the contract.
+
+        salt: called if the bundle's masking hashes something. Raises BundleInvalid.
+        """
         session = Session(bundle.onnx)
         _check_signature(session, bundle.contract.inputs, bundle.ref.url)
         one, further = time_rows(session, bundle.golden)
         rows = 1 + int((INLINE_SECONDS - one) / max(further, 1e-9)) if one < INLINE_SECONDS else 0
         serve = bundle.manifest.serve
+        try:
+            mask = Mask.make(serve, bundle.contract, salt)
+        except ConfigError as error:
+            raise BundleInvalid(f"{bundle.ref.url}: {error}") from error
         bounds = []
         for spec in bundle.contract.inputs:
             dtype = np.dtype(spec.dtype)
@@ -84,6 +96,7 @@ class Served:
             out_of_range=serve.out_of_range,
             max_rows=serve.max_rows,
             capture=serve.capture,
+            mask=mask,
             classes=bundle.manifest.classes,
             session=session,
             inline_rows=min(rows, serve.max_rows),

@@ -16,6 +16,7 @@ import uvicorn
 
 from homeostat.bundle import load_public_key
 from homeostat.errors import ConfigError
+from homeostat.keys import load_salt
 from homeostat.serving.access.authorization import Access
 from homeostat.serving.access.exposure import check_exposure, make_tls, parse_host, read_certificate, trusted_proxies
 from homeostat.serving.accesslog import AccessLog
@@ -162,6 +163,7 @@ def serve(settings: Settings, post: Post) -> None:
         public_key=lambda: load_public_key(settings.home),
         folder=settings.home / "serving",
         metrics=metrics,
+        salt=lambda: load_salt(settings.home),
     )
     plane = DataPlane(repository, recorder, metrics, Guard(post.box, killers))
     access_log = AccessLog() if settings.access_log else None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import socket
 import subprocess
 import sys
@@ -20,6 +21,7 @@ from homeostat.records import BundleRef
 from homeostat.serving.memory import Memory
 from homeostat.settings import load_settings
 from tests.bundles import make_bundle
+from tests.conftest import ROOT
 
 WHY = {"actor": "test", "reason": "because"}
 
@@ -222,7 +224,7 @@ def test_serve_hands_its_options_to_the_server(monkeypatch):
 
 
 def test_init_writes_a_project(home):
-    (home / "prefect.yaml").write_text("deployments:\n")
+    shutil.copy(ROOT / "prefect.yaml", home)
     shown = good("init", "my_model", "--task", "regression")
     assert "wrote projects/my_model/project.toml" in shown
     assert (home / "projects" / "my_model" / "project.py").is_file()

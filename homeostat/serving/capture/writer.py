@@ -29,13 +29,18 @@ READ_BYTES = 1 << 20
 
 log = logging.getLogger(__name__)
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 """PRAGMA user_version of the file; the first schema, keyed by request id alone, left it at 0."""
 TABLES = (
+    # arm: champion, canary or shadow; client: id of the key that asked; slices: JSON, name -> text, or texts of the
+    # rows; masking: JSON, what was done to which column, NULL where all are as they came
     """CREATE TABLE request (
   request_id TEXT NOT NULL, time REAL, model TEXT NOT NULL, version INTEGER, sha256 TEXT, entity_id TEXT,
-  rows INTEGER, inputs BLOB, outputs BLOB, milliseconds REAL, PRIMARY KEY (model, request_id)
+  rows INTEGER, inputs BLOB, outputs BLOB, milliseconds REAL,
+  arm TEXT NOT NULL, client TEXT, slices BLOB, masking TEXT
 )""",
+    # a shadow answers the same request as the arm that is answered from
+    "CREATE UNIQUE INDEX request_id ON request (model, request_id, (arm = 'shadow'))",
     "CREATE INDEX request_time ON request (model, time)",
     # model is empty where the client named none; sequence is the order of arrival
     """CREATE TABLE label (
@@ -43,24 +48,45 @@ TABLES = (
   UNIQUE (request_id, model)
 )""",
 )
-FIRST_SCHEMA_ASIDE = (
-    "CREATE TABLE IF NOT EXISTS label (request_id TEXT PRIMARY KEY, time REAL, labels TEXT)",
-    "DROP INDEX IF EXISTS request_time",
-    "ALTER TABLE request RENAME TO request_1",
-    "ALTER TABLE label RENAME TO label_1",
-)
-FIRST_SCHEMA_INTO_THIS = (
+COPY_REQUESTS = (
     "INSERT INTO request SELECT request_id, time, model, version, sha256, entity_id, rows, inputs, outputs, "
-    "milliseconds FROM request_1 ORDER BY time",
-    "INSERT INTO label (request_id, model, time, labels) "
-    "SELECT request_id, '', time, labels FROM label_1 ORDER BY time",
-    "DROP TABLE request_1",
-    "DROP TABLE label_1",
+    "milliseconds, 'champion', NULL, NULL, NULL FROM request_before ORDER BY time"
 )
+ASIDE = {
+    0: (
+        "CREATE TABLE IF NOT EXISTS label (request_id TEXT PRIMARY KEY, time REAL, labels TEXT)",
+        "DROP INDEX IF EXISTS request_time",
+        "ALTER TABLE request RENAME TO request_before",
+        "ALTER TABLE label RENAME TO label_before",
+    ),
+    2: (
+        "DROP INDEX request_time",
+        "ALTER TABLE request RENAME TO request_before",
+        "ALTER TABLE label RENAME TO label_before",
+    ),
+}
+"""Schema of a file -> what moves its tables out of the way."""
+TAKE_OVER = {
+    0: (
+        COPY_REQUESTS,
+        "INSERT INTO label (request_id, model, time, labels) "
+        "SELECT request_id, '', time, labels FROM label_before ORDER BY time",
+        "DROP TABLE request_before",
+        "DROP TABLE label_before",
+    ),
+    2: (
+        COPY_REQUESTS,
+        "INSERT INTO label SELECT sequence, request_id, model, time, labels FROM label_before",
+        "DROP TABLE request_before",
+        "DROP TABLE label_before",
+    ),
+}
+"""Schema of a file -> what brings its rows into the new tables."""
 # One row changes when the request is new, and when it comes again because a writer died after its
 # commit (the same times, to the last bit); none changes at a second use of the id.
 INSERT_REQUEST = (
-    "INSERT INTO request VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (model, request_id) "
+    "INSERT INTO request VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) "
+    "ON CONFLICT (model, request_id, (arm = 'shadow')) "
     "DO UPDATE SET time = excluded.time "
     "WHERE request.time IS excluded.time AND request.milliseconds IS excluded.milliseconds"
 )
@@ -106,30 +132,31 @@ def connect(path: str) -> sqlite3.Connection:
 
 
 def migrate(database: sqlite3.Connection, path: str) -> None:
-    """Make the tables, or take over those of the first schema, in one transaction: all of it or nothing."""
+    """Make the tables, or take over those of an earlier schema, in one transaction: all of it or nothing."""
     start = time.monotonic()
     database.execute("BEGIN IMMEDIATE")
     (version,) = database.execute("PRAGMA user_version").fetchone()
-    if version not in (0, SCHEMA_VERSION):
+    if version != SCHEMA_VERSION and version not in ASIDE:
         raise ValueError(
             f"{path} has schema {version}, written by another homeostat; this one writes {SCHEMA_VERSION}: "
             "set HOMEOSTAT_TRAFFIC to another file, or serve with the other homeostat"
         )
-    first = database.execute("SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = 'request'").fetchone()
-    if version == 0:
-        aside, taken_over = (FIRST_SCHEMA_ASIDE, FIRST_SCHEMA_INTO_THIS) if first else ((), ())
+    earlier = database.execute("SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = 'request'").fetchone()
+    if version != SCHEMA_VERSION:
+        aside, taken_over = (ASIDE[version], TAKE_OVER[version]) if earlier else ((), ())
         for statement in (*aside, *TABLES, *taken_over, f"PRAGMA user_version = {SCHEMA_VERSION}"):
             database.execute(statement)
     database.execute("COMMIT")
-    if version == 0 and first:
+    if version != SCHEMA_VERSION and earlier:
         requests, labels = database.execute(
             "SELECT (SELECT count(*) FROM request), (SELECT count(*) FROM label)"
         ).fetchone()
         log.warning(
-            "%s: %d requests and %d labels brought to schema %d in %.1f s",
+            "%s: %d requests and %d labels brought from schema %d to %d in %.1f s",
             path,
             requests,
             labels,
+            version,
             SCHEMA_VERSION,
             time.monotonic() - start,
         )
@@ -145,7 +172,7 @@ def store(database: sqlite3.Connection, batch: list[tuple[int, bytes, bytes, byt
     for kind, text, inputs, outputs in batch:
         values = json.loads(text)
         if kind == REQUEST:
-            requests.append((*values[:7], inputs, outputs, values[7]))
+            requests.append((*values[:7], inputs, outputs, *values[7:]))
         else:
             labels.extend((*key, json.dumps(numbers)) for *key, numbers in values)
     database.execute("BEGIN IMMEDIATE")

@@ -11,7 +11,7 @@ import numpy as np
 
 from homeostat.dataset import Array
 from homeostat.errors import RequestInvalid
-from homeostat.serving.dataplane import DataPlane, InferRequest, InferResponse, check_entity, check_id
+from homeostat.serving.dataplane import DataPlane, InferRequest, InferResponse, check_entity, check_id, check_slices
 from homeostat.serving.grpc.wire import check_shape, from_bytes, from_list
 from homeostat.serving.operations import index, refuse_operation
 from homeostat.serving.protos import message
@@ -81,11 +81,13 @@ def _tensors(request: Any) -> dict[str, Array]:
 
 def decode(served: Served, request: Any) -> InferRequest:
     """Read a ModelInferRequest; raises RequestInvalid that says what is wrong where."""
-    tensors, entity = _tensors(request), None
+    tensors, entity, slices = _tensors(request), None, ""
     if "entity_id" in request.parameters:
         entity = check_entity(request.parameters["entity_id"].string_param, "parameters.entity_id")
+    if "slices" in request.parameters:
+        slices = check_slices(request.parameters["slices"].string_param, "parameters.slices")
     rest.check_wanted(served, _wanted(request))
-    return InferRequest(tensors, id=check_id(request.id, "id") if request.id else "", entity_id=entity)
+    return InferRequest(tensors, check_id(request.id, "id") if request.id else "", entity, slices=slices)
 
 
 def _wanted(request: Any) -> rest.Wanted:

@@ -10,7 +10,7 @@ import numpy as np
 
 from homeostat.dataset import Array
 from homeostat.errors import Forbidden, RequestInvalid
-from homeostat.serving.dataplane import DataPlane, InferRequest, InferResponse, check_entity, check_id
+from homeostat.serving.dataplane import DataPlane, InferRequest, InferResponse, check_entity, check_id, check_slices
 from homeostat.serving.grpc import tensorproto
 from homeostat.serving.grpc.wire import from_list
 from homeostat.serving.protos import message
@@ -56,13 +56,14 @@ def _spec_of(served: Served, name: str = SIGNATURE) -> Any:
 
 
 def _request(tensors: dict[str, Array], context: Any) -> InferRequest:
-    """Return the request, with id and entity from the call's metadata: the messages have no place for them."""
+    """Return the request, with id, entity and slices from the call's metadata: the messages have no place for them."""
     metadata = dict(context.invocation_metadata())
-    given, entity = metadata.get("x-request-id"), metadata.get("x-entity-id")
+    given, entity, slices = (metadata.get(f"x-{name}") for name in ("request-id", "entity-id", "slices"))
     return InferRequest(
         tensors,
         id="" if given is None else check_id(given, "x-request-id"),
         entity_id=None if entity is None else check_entity(entity, "x-entity-id"),
+        slices="" if slices is None else check_slices(slices, "x-slices"),
     )
 
 

@@ -14,7 +14,7 @@ from homeostat import __version__
 from homeostat.dataset import Array
 from homeostat.errors import RequestInvalid
 from homeostat.serving.board import Board
-from homeostat.serving.dataplane import InferRequest, InferResponse, check_entity, check_id
+from homeostat.serving.dataplane import InferRequest, InferResponse, check_entity, check_id, check_slices
 from homeostat.serving.repository import ModelState
 from homeostat.serving.served import Served
 from homeostat.tensors import MAX_RANK, MAX_TENSORS, datatype_of, dtype_of
@@ -180,11 +180,12 @@ def decode(body: bytes, header_length: str | None = None) -> tuple[InferRequest,
             at += size
     if header_length is not None and at != len(body):
         raise RequestInvalid(f"body: {len(body) - at} bytes left over after the last input's binary data")
-    given, entity = value.get("id"), parameters.get("entity_id")
+    given, entity, slices = value.get("id"), parameters.get("entity_id"), parameters.get("slices")
     request = InferRequest(
         tensors,
         id="" if given is None or given == "" else check_id(given, "id"),
         entity_id=None if entity is None else check_entity(entity, "parameters.entity_id"),
+        slices="" if slices is None else check_slices(slices, "parameters.slices"),
     )
     return request, _wanted(value, parameters)
 

@@ -15,14 +15,14 @@ import orjson
 from homeostat.contract import TensorSpec
 from homeostat.dataset import Array
 from homeostat.errors import RequestInvalid
-from homeostat.serving.dataplane import DataPlane, InferRequest, InferResponse, check_entity, check_id
+from homeostat.serving.dataplane import DataPlane, InferRequest, InferResponse, check_entity, check_id, check_slices
 from homeostat.serving.rest.rows import read_numbers, read_rows
 from homeostat.serving.served import Served
 
 FORMS = ("dataframe_split", "dataframe_records", "instances", "inputs")
 FORMATS = {"pandas-split": "dataframe_split", "pandas-records": "dataframe_records"}
 """`format=` of MLflow 1.x's content type -> the form of 2.x whose value the body is."""
-PARAMS = ("id", "entity_id")
+PARAMS = ("id", "entity_id", "slices")
 ERROR_CODES = {
     400: "BAD_REQUEST",
     404: "RESOURCE_DOES_NOT_EXIST",
@@ -62,11 +62,12 @@ def decode(body: bytes, content_type: bytes, served: Served) -> InferRequest:
     params = value.get("params") or {}
     if not isinstance(params, dict) or not params.keys() <= set(PARAMS):
         raise RequestInvalid(f"params: {params!r:.80}; must be an object with {' and '.join(PARAMS)} at most")
-    given, entity = params.get("id"), params.get("entity_id")
+    given, entity, slices = params.get("id"), params.get("entity_id"), params.get("slices")
     return InferRequest(
         tensors_of(value, served),
         id="" if given is None else check_id(given, "params.id"),
         entity_id=None if entity is None else check_entity(entity, "params.entity_id"),
+        slices="" if slices is None else check_slices(slices, "params.slices"),
     )
 
 

@@ -13,7 +13,7 @@ import orjson
 from homeostat.contract import TensorSpec
 from homeostat.dataset import Array
 from homeostat.errors import RequestInvalid
-from homeostat.serving.dataplane import DataPlane, InferRequest, InferResponse, check_entity, check_id
+from homeostat.serving.dataplane import DataPlane, InferRequest, InferResponse, check_entity, check_id, check_slices
 from homeostat.serving.rest import inference
 from homeostat.serving.served import Served
 from homeostat.serving.tensorflow_serving import (
@@ -109,7 +109,7 @@ READ = {"status": status, "metadata": metadata}
 async def infer(plane: DataPlane, found: Route, body: bytes, headers: Mapping[bytes, bytes]) -> tuple[bytes, str]:
     """Answer `:predict`, `:classify` or `:regress`; return the JSON body and the request's id. Raises RequestInvalid.
 
-    headers: X-Request-Id and X-Entity-Id are taken for the request's id and entity.
+    headers: X-Request-Id, X-Entity-Id and X-Slices are taken for the request's id, entity and slices.
     """
     value: dict[str, Any] = {}
 
@@ -121,10 +121,12 @@ async def infer(plane: DataPlane, found: Route, body: bytes, headers: Mapping[by
     def decode(served: Served) -> InferRequest:
         tensors = _tensors(served, value) if found.action == "predict" else _examples(served, value)
         given, entity = headers.get(b"x-request-id"), headers.get(b"x-entity-id")
+        slices = headers.get(b"x-slices")
         return InferRequest(
             tensors,
             id="" if given is None else check_id(given.decode("latin-1"), "X-Request-Id"),
             entity_id=None if entity is None else check_entity(entity.decode("latin-1"), "X-Entity-Id"),
+            slices="" if slices is None else check_slices(slices.decode("latin-1"), "X-Slices"),
         )
 
     response = await plane.answer("tensorflow-rest", find, decode)

@@ -27,14 +27,28 @@ class Capture:
         self.count = 0
 
     def answer(
-        self, inputs, outputs, *, version=3, minutes_ago=10.0, entity="", milliseconds=2.0, model="toy", request_id=""
+        self,
+        inputs,
+        outputs,
+        *,
+        version=3,
+        minutes_ago=10.0,
+        entity="",
+        milliseconds=2.0,
+        model="toy",
+        request_id="",
+        arm="champion",
+        slices=None,
+        masking=None,
     ) -> str:
         """Store one request of the given input rows and outputs."""
         request_id = request_id or f"r{self.count:05d}"
         self.count += 1
         time = (NOW - timedelta(minutes=minutes_ago)).timestamp()
         values = (request_id, time, model, version, "00", entity, len(inputs), pack({"x": inputs}))
-        self.connection.execute(INSERT_REQUEST, (*values, pack({"output": outputs}), milliseconds))
+        kept = None if slices is None else json.dumps(slices)
+        about = pack({"output": outputs}), milliseconds, arm, "key-1", kept, masking
+        self.connection.execute(INSERT_REQUEST, (*values, *about))
         return request_id
 
     def label(self, request_id: str, labels: object, *, text: str | None = None, model: str = "") -> None:

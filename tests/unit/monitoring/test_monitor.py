@@ -1,6 +1,7 @@
 """A whole look at a window: drift, quality, latency and the predecessor, from a capture file."""
 
 import dataclasses
+import json
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -172,6 +173,26 @@ def test_a_predecessor_of_other_inputs_is_a_note(config, capture, reference, tmp
     assert seen.predecessor is None
     assert seen.quality["accuracy"].value > 0.8
     assert any("not compared with the predecessor" in note for note in seen.notes)
+
+
+def test_a_masked_window_is_held_against_a_reference_masked_alike(config, capture, reference, tmp_path):
+    x, y = rows(300, 2)
+    masking = json.dumps({"x": {"a": "step 0.5", "b": "drop", "c": "hash"}})
+    masked = np.column_stack([np.floor(x[:, 0] / 0.5) * 0.5, np.full((300, 2), np.nan)]).astype(np.float32)
+    for first in range(0, 300, 10):
+        part = slice(first, first + 10)
+        answer = predict(GOOD, {"x": x[part]})["output"]
+        capture.label(capture.answer(masked[part], answer, masking=masking), y[part].tolist())
+    seen = look(config, capture, reference, tmp_path)
+    assert (seen.drifted, seen.faults) == (False, ()), seen.reason
+    assert {c.column for c in seen.columns} == {"a", "model.prediction", *(f"model.score_{i}" for i in range(3))}
+    assert seen.quality["accuracy"].value > 0.8
+    assert seen.predecessor is None
+    assert any("captured inputs are masked" in note for note in seen.notes)
+    for first in range(0, 300, 10):
+        part = slice(first, first + 10)
+        capture.answer(masked[part] + 1, predict(GOOD, {"x": x[part]})["output"], masking=masking, minutes_ago=5)
+    assert "a" in {c.column for c in look(config, capture, reference, tmp_path).columns if c.drifted}
 
 
 def test_rows_of_one_entity_are_not_independent(config, capture, reference, tmp_path):

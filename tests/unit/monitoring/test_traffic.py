@@ -72,9 +72,9 @@ def test_a_file_that_is_not_there_or_has_no_tables_is_an_empty_window(tmp_path):
 
 def test_a_file_of_another_schema_says_who_brings_it_up_to_date(capture):
     capture.answer(*one(1.0))
-    for version in (0, 3):
+    for version in (0, 2, 4):
         capture.connection.execute(f"PRAGMA user_version = {version}")
-        with pytest.raises(Unavailable, match=f"schema {version}, not 2; .* when it starts"):
+        with pytest.raises(Unavailable, match=f"schema {version}, not 3; .* when it starts"):
             read(capture)
         with pytest.raises(Unavailable, match=f"schema {version}"):
             count_labelled(capture.path, "toy", DAY_AGO)
@@ -195,6 +195,37 @@ def test_labelled_traffic_has_the_form_of_the_projects_data(capture):
     assert data.inputs["x"].dtype == np.float32
     assert data.inputs["x"][:, 0].tolist() == [1, 2]
     assert data.classes == ("a", "b", "c")
+
+
+def test_what_a_shadow_answered_is_no_traffic(capture):
+    capture.label(capture.answer(*one(1.0), arm="canary"), [1])
+    capture.answer(*one(2.0), arm="shadow", request_id="r00000")
+    assert read(capture).arms.tolist() == ["canary"]
+    assert count_labelled(capture.path, "toy", DAY_AGO) == 1
+
+
+def test_slices_stand_beside_the_rows(capture):
+    capture.answer(*one(1.0, rows=2), slices={"site": "north", "age": ["x", "y"]})
+    capture.answer(*one(2.0), minutes_ago=5)
+    bad = capture.answer(*one(3.0), slices={"age": ["x", "y"]})
+    rows = read(capture)
+    assert {name: values.tolist() for name, values in rows.slices.items()} == {
+        "site": ["north", "north", ""],
+        "age": ["x", "y", ""],
+    }
+    assert rows.take(np.array([2])).slices["site"].tolist() == [""]
+    assert [line.split(":")[0] for line in rows.unreadable] == [bad]
+
+
+def test_masked_traffic_is_not_learned_from(capture):
+    template = Dataset.from_arrays({"x": np.zeros((4, 2))}, np.array([0, 1, 2, 0], np.int32), classes=("a", "b", "c"))
+    for number in range(3):
+        masking = '{"x": {"x_0": "drop", "x_1": "keep"}}' if number else None
+        capture.label(capture.answer(*one(1.0), masking=masking), [1])
+    rows = read(capture)
+    assert (len(rows), rows.masking is None, len(rows.unreadable)) == (2, False, 1), "two maskings do not mix"
+    assert labelled_traffic(capture.path, "toy", DAY_AGO, template) is None
+    assert count_labelled(capture.path, "toy", DAY_AGO) == 1
 
 
 def test_labelled_traffic_of_other_inputs_is_not_learned_from(capture):

@@ -13,6 +13,7 @@ import httpx
 import pytest
 
 from homeostat.bundle import load_public_key
+from homeostat.keys import load_salt
 from homeostat.records import BundleRef
 from homeostat.serving.access.authorization import Access
 from homeostat.serving.capture.recorder import Recorder
@@ -55,7 +56,9 @@ class Plane:
 
 def make_plane(home: Path, store: Store, max_body: int = 4096) -> Plane:
     metrics = Metrics()
-    repository = Repository(lambda: store, lambda: load_public_key(home), home / "serving", metrics)
+    repository = Repository(
+        lambda: store, lambda: load_public_key(home), home / "serving", metrics, salt=lambda: load_salt(home)
+    )
     recorder = Recorder(home / "traffic.db")
     plane = DataPlane(repository, recorder, metrics)
     return Plane(home, store, repository, recorder, metrics, plane, App(plane, max_body=max_body))

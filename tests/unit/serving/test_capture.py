@@ -30,8 +30,9 @@ CREATE TABLE IF NOT EXISTS label (request_id TEXT PRIMARY KEY, time REAL, labels
 """
 
 
-def request(name: str, when: float = 1.0, model: str = "toy") -> bytes:
-    return frame(REQUEST, json.dumps([name, when, model, 3, "sha", "e", 1, 0.5]).encode(), INPUTS, b"out")
+def request(name: str, when: float = 1.0, model: str = "toy", arm: str = "champion") -> bytes:
+    about = [name, when, model, 3, "sha", "e", 1, 0.5, arm, "key-1", None, None]
+    return frame(REQUEST, json.dumps(about).encode(), INPUTS, b"out")
 
 
 def labels(name: str, *values: float, when: float = 1.0, model: str = "") -> bytes:
@@ -92,7 +93,9 @@ def test_a_request_is_kept_once_for_each_model_and_a_second_use_of_its_id_is_cou
         ("b", "toy", 1.0),
         ("c", "toy", 1.0),
     ]
-    assert rows[0] == ("a", 1.0, "toy", 3, "sha", "e", 1, INPUTS, b"out", 0.5), "the first of an id stays"
+    assert rows[0] == ("a", 1.0, "toy", 3, "sha", "e", 1, INPUTS, b"out", 0.5, "champion", "key-1", None, None), (
+        "the first of an id stays"
+    )
     np.testing.assert_array_equal(unpack(rows[0][7])["x"], [[0, 1, 2, 3]])
     assert (tmp_path / "t.db").stat().st_mode & 0o077 == 0
 
@@ -134,8 +137,8 @@ def test_the_first_schema_is_brought_up_to_date(tmp_path, complete, caplog):
     first_schema(path, complete=complete)
     before = table(path, "request")
     database = connect(str(path))
-    assert f"{path}: 300 requests and {int(complete)} labels brought to schema 2" in caplog.text
-    assert table(path, "request") == before
+    assert f"{path}: 300 requests and {int(complete)} labels brought from schema 0 to 3" in caplog.text
+    assert table(path, "request") == [(*row, "champion", None, None, None) for row in before]
     assert [row[1:] for row in table(path, "label")] == [("r1", "", 1.0, "[2.0]")] * complete
     assert write(database, request("r1", 9.0), request("r1", 9.0, "other"), labels("r1", 3)) == 1
     database.close()
@@ -148,22 +151,62 @@ def test_a_migration_that_fails_changes_nothing(tmp_path, monkeypatch):
     path = tmp_path / "t.db"
     first_schema(path)
     before = table(path, "request"), table(path, "label")
-    broken = (*writer.FIRST_SCHEMA_INTO_THIS, "INSERT INTO nowhere VALUES (1)")
+    broken = (*writer.TAKE_OVER[0], "INSERT INTO nowhere VALUES (1)")
     with monkeypatch.context() as patched:
-        patched.setattr(writer, "FIRST_SCHEMA_INTO_THIS", broken)
+        patched.setitem(writer.TAKE_OVER, 0, broken)
         with pytest.raises(sqlite3.OperationalError, match="nowhere"):
             connect(str(path))
     assert (table(path, "request"), table(path, "label")) == before
     connect(str(path)).close()
-    assert table(path, "request") == before[0]
+    assert [row[:10] for row in table(path, "request")] == before[0]
+
+
+SECOND_SCHEMA = """
+CREATE TABLE request (
+  request_id TEXT NOT NULL, time REAL, model TEXT NOT NULL, version INTEGER, sha256 TEXT, entity_id TEXT,
+  rows INTEGER, inputs BLOB, outputs BLOB, milliseconds REAL, PRIMARY KEY (model, request_id)
+);
+CREATE INDEX request_time ON request (model, time);
+CREATE TABLE label (
+  sequence INTEGER PRIMARY KEY, request_id TEXT NOT NULL, model TEXT NOT NULL, time REAL, labels TEXT,
+  UNIQUE (request_id, model)
+);
+PRAGMA user_version = 2;
+"""
+
+
+def test_the_second_schema_is_brought_up_to_date(tmp_path, caplog):
+    path = tmp_path / "t.db"
+    with sqlite3.connect(path) as old:
+        old.executescript(SECOND_SCHEMA)
+        for number in range(300):
+            row = (f"r{number}", float(number), "toy", 3, "sha", "e", 1, INPUTS, b"out", 0.5)
+            old.execute("INSERT INTO request VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", row)
+        old.execute("INSERT INTO label VALUES (7, 'r1', '', 1.0, '[2.0]'), (9, 'r1', 'toy', 2.0, '[3.0]')")
+    old.close()
+    before, labelled = table(path, "request"), table(path, "label")
+    database = connect(str(path))
+    assert f"{path}: 300 requests and 2 labels brought from schema 2 to 3" in caplog.text
+    assert table(path, "request") == [(*row, "champion", None, None, None) for row in before]
+    assert table(path, "label") == labelled, "the order of arrival stays"
+    assert write(database, request("r1", 9.0), request("r1", 9.0, "other"), request("r1", 9.0, arm="shadow")) == 1
+    found = database.execute("SELECT name FROM sqlite_master WHERE name NOT LIKE 'sqlite_%'").fetchall()
+    assert sorted(name for (name,) in found) == ["label", "request", "request_id", "request_time"]
+
+
+def test_a_shadow_answers_the_same_request_beside_another_arm(tmp_path):
+    database = connect(str(tmp_path / "t.db"))
+    assert write(database, request("a"), request("a", arm="shadow"), request("a", 2.0, arm="canary")) == 1
+    assert write(database, request("a", arm="shadow"), request("a", 5.0, arm="shadow")) == 1
+    assert [row[10] for row in table(tmp_path / "t.db", "request")] == ["champion", "shadow"]
 
 
 def test_a_file_of_a_later_schema_is_refused(tmp_path):
     path = str(tmp_path / "t.db")
     database = connect(path)
-    database.execute("PRAGMA user_version = 3")
+    database.execute("PRAGMA user_version = 4")
     database.close()
-    with pytest.raises(ValueError, match=r"has schema 3.*HOMEOSTAT_TRAFFIC"):
+    with pytest.raises(ValueError, match=r"has schema 4.*HOMEOSTAT_TRAFFIC"):
         connect(path)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from typing import Any
 
 import grpc
@@ -101,6 +102,7 @@ def test_typed_outputs(client) -> None:
         ({"inputs": [X], "outputs": [{"name": "output"}] * 300}, "300 of them"),
         ({"inputs": [X], "id": "\n"}, "printable"),
         ({"inputs": [X], "parameters": {"entity_id": {"int64_param": 3}}}, "parameters.entity_id"),
+        ({"inputs": [X], "parameters": {"slices": {"string_param": "site"}}}, "parameters.slices"),
     ],
 )
 def test_bad_inference_requests(zoo, client, fields, message_part) -> None:
@@ -237,5 +239,6 @@ def test_id_and_entity_come_with_the_metadata_of_the_call(zoo, client) -> None:
     assert (json.loads(text)[0], json.loads(text)[5]) == ("tf-1", "patient-4")
     _, trailing = client.send(PREDICTION, "Predict", request)
     assert len(trailing["x-request-id"]) == 32
-    bad = (("x-request-id", "x" * 129),)
-    assert refused(lambda: client.send(PREDICTION, "Predict", request, metadata=bad))[0] == "INVALID_ARGUMENT"
+    for bad in ((("x-request-id", "x" * 129),), (("x-slices", "site"),)):
+        call = partial(client.send, PREDICTION, "Predict", request, metadata=bad)
+        assert refused(call)[0] == "INVALID_ARGUMENT"

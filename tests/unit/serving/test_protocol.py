@@ -8,9 +8,14 @@ import json
 import numpy as np
 import pytest
 
+from homeostat.client import Client, current
+from homeostat.config import MaskingConfig
+from homeostat.keys import load_salt
 from homeostat.serving.capture.writer import frames
 from homeostat.serving.rest.app import route
 from homeostat.tensors import unpack
+from tests.bundles import Store, make_bundle
+from tests.unit.serving.conftest import make_plane
 
 ROWS = [[1.0, 2.0, 3.0, 4.0], [1.0, 1.0, 1.0, 1.0]]
 INPUT = {"name": "x", "shape": [2, 4], "datatype": "FP32", "data": ROWS}
@@ -37,12 +42,48 @@ def test_infer_json(toy):
         "id": "a-1",
         "outputs": [{"name": "output", "datatype": "FP32", "shape": [2, 1], "data": [10.0, 4.0]}],
     }
-    kind, (request_id, _, model, version, sha256, entity, rows, milliseconds), inputs, outputs = recorded(toy)
+    kind, (request_id, _, model, version, sha256, entity, rows, milliseconds, *rest), inputs, outputs = recorded(toy)
     assert (kind, request_id, model, version, entity, rows) == (1, "a-1", "toy", 1, "Zoë", 2)
     assert sha256 == toy.store.table["toy"].champion.sha256
     assert 0 < milliseconds < 1000
+    assert rest == ["champion", None, None, None], "arm, client, slices, masking"
     np.testing.assert_array_equal(unpack(inputs)["x"], np.array(ROWS, np.float32), strict=True)
     np.testing.assert_array_equal(unpack(outputs)["output"], np.array([[10], [4]], np.float32), strict=True)
+
+
+def test_what_is_queued_is_masked(tmp_path):
+    plane = make_plane(tmp_path, Store())
+    masking = MaskingConfig(columns={"x_0": "step 10", "x_1": "hash", "site": "categories north"})
+    plane.store.promote(make_bundle(tmp_path, masking=masking, slices=("site",)))
+    plane.repository.poll()
+    secret = {**INPUT, "data": [[17, 1234.5, 1234.5, 4], [25, 1234.5, 1234.5, 4]]}
+    parameters = {"entity_id": "Zoë", "slices": "site=Ulm,name=Zoë"}
+    token = current.set(Client("key-7", frozenset({"infer"})))
+    answer = plane.infer({"inputs": [secret], "parameters": parameters})
+    current.reset(token)
+    assert answer.json()["outputs"][0]["data"] == [2490.0, 2498.0], "answered from the request as it came"
+    _, about, inputs, _ = recorded(plane)
+    np.testing.assert_array_equal(unpack(inputs)["x"], np.array([[10, *[np.nan] * 3], [20, *[np.nan] * 3]], "<f4"))
+    entity, (arm, client, slices, masked) = about[5], about[8:]
+    found = json.loads(slices)
+    assert (arm, client, found["site"], sorted(found)) == ("champion", "key-7", "other", ["site", "x_1"])
+    assert len(set(found["x_1"])) == 1
+    assert len(entity) == 32
+    assert json.loads(masked) == {"x": {"x_0": "step 10", "x_1": "hash", "x_2": "drop", "x_3": "drop"}}
+    frame = plane.recorder._waiting[-1]
+    assert not any(text in frame for text in ("Zoë".encode(), b"Ulm", np.float32(1234.5).tobytes()))
+
+
+def test_a_salt_that_others_may_read_refuses_a_version_that_needs_it(tmp_path):
+    plane = make_plane(tmp_path, Store())
+    load_salt(tmp_path)
+    (tmp_path / "keys" / "masking.salt").chmod(0o644)
+    plane.store.promote(make_bundle(tmp_path))
+    plane.repository.poll()
+    plane.store.promote(make_bundle(tmp_path, 2, masking=MaskingConfig(columns={"x": "keep"})))
+    plane.repository.poll()
+    assert "chmod 600" in plane.repository.models["toy"].problem
+    assert plane.infer(one()).json()["model_version"] == "1"
 
 
 def test_flat_and_nested_and_whole_numbers_are_the_same(toy):
@@ -157,6 +198,8 @@ def test_bad_header_length(toy, length):
         ({"inputs": [INPUT], "id": "a\r\nb"}, "printable"),
         ({"inputs": [INPUT], "parameters": []}, "parameters: must be an object"),
         ({"inputs": [INPUT], "parameters": {"entity_id": 7}}, "entity_id"),
+        ({"inputs": [INPUT], "parameters": {"slices": {"site": "north"}}}, "parameters.slices"),
+        ({"inputs": [INPUT], "parameters": {"slices": "site"}}, "name=value"),
         ({"inputs": [INPUT], "parameters": {"entity_id": "a\x00b"}}, "entity_id"),
         ({"inputs": [INPUT], "outputs": {}}, "outputs: must be a list"),
         ({"inputs": [INPUT], "outputs": [{}]}, "outputs[0]"),
