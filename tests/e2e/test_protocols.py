@@ -21,6 +21,7 @@ import pytest
 from google.protobuf import json_format
 from onnx import TensorProto, helper, numpy_helper
 
+from homeostat.apikeys import FILE, create_key
 from homeostat.control.store import ControlStore
 from homeostat.serving.protos import POOL, message, service
 from tests.bundles import WIDTH, graph_bytes, identity, make_bundle, patients, sigmoid
@@ -107,34 +108,79 @@ def test_the_client_package_of_tensorflow_serving(models, client_folder) -> None
     run_client(sys.executable, "serving_api.py", grpc_port(models), PYTHONPATH=str(place))
 
 
-def documented(command: str) -> list[list[str]]:
-    """The words of each example in docs/serving.md that calls `command`."""
-    blocks = re.findall(r"```sh\n(.*?)```", (ROOT / "docs" / "serving.md").read_text(), re.S)
-    commands = [one for block in blocks for one in re.split(r"^(?=curl |grpcurl )", block, flags=re.M)]
-    return [shlex.split(one.replace("\\\n", " ")) for one in commands if one.startswith(f"{command} ")]
+def blocks(language: str) -> list[str]:
+    """The code in docs/serving.md of one language."""
+    return re.findall(rf"```{language}\n(.*?)```", (ROOT / "docs" / "serving.md").read_text(), re.S)
+
+
+def documented(command: str) -> list[str]:
+    """Each example in docs/serving.md that calls `command`, alone or at the end of a pipe."""
+    examples = [one for block in blocks("sh") for one in re.split(r"^(?=curl |grpcurl |gzip )", block, flags=re.M)]
+    return [one for one in examples if re.match(rf"(gzip [^|]*\| )?{command} ", one)]
+
+
+COLUMNS = {"body": ("age", "bmi", "bp"), "sex": ("sex",), "serum": ("s1", "s2", "s3", "s4", "s5", "s6")}
+
+
+def promote_diabetes(server: Server) -> None:
+    """Serve a model that has the inputs of the documentation's examples."""
+    promote(server.control, make_bundle(server.home, model="diabetes", onnx_bytes=patients(), columns=COLUMNS))
+    server.wait(lambda: server.get("/v2/models/diabetes/ready")[0] == 200)
 
 
 @pytest.fixture(scope="module")
 def diabetes(models) -> Server:
-    """The same server, with a model that has the inputs of the documentation's examples."""
-    promote(models.control, make_bundle(models.home, model="diabetes", onnx_bytes=patients()))
-    models.wait(lambda: models.get("/v2/models/diabetes/ready")[0] == 200)
+    """The same server, with `diabetes` too."""
+    promote_diabetes(models)
     return models
 
 
-def test_the_curl_examples_of_the_documentation(diabetes) -> None:
+def test_the_curl_examples_of_the_documentation(diabetes, tmp_path) -> None:
     examples = documented("curl")
-    assert len(examples) >= 8
-    for words in examples:
-        here = [word.replace("localhost:8080", f"127.0.0.1:{diabetes.port}") for word in words]
-        done = subprocess.run([*here, "--fail-with-body"], capture_output=True, text=True, timeout=20, check=False)
-        assert done.returncode == 0, (words, done.stdout)
+    assert len(examples) >= 12
+    (table,) = blocks("csv")
+    (tmp_path / "rows.csv").write_text(table)
+    for example in examples:
+        here = example.replace("localhost:8080", f"127.0.0.1:{diabetes.port}")
+        here = here.replace("curl -s ", "curl -s --fail-with-body --max-time 20 ")
+        done = subprocess.run(
+            ["bash", "-euo", "pipefail", "-c", here], cwd=tmp_path, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, (example, done.stdout, done.stderr)
         answer = json.loads(done.stdout)
-        if ":predict" in words[2]:
-            ((value,),) = answer.get("predictions") or answer["outputs"]
-            assert value == pytest.approx(130.05, abs=0.01)
-        elif ":regress" in words[2]:
+        if ":regress" in example:
             assert answer["result"] == pytest.approx([130.05], abs=0.01)
+        elif "predict" in example or "invocations" in example:
+            rows = answer.get("predictions") or answer["outputs"]
+            assert len(rows) == (2 if "rows.csv" in example else 1)
+            assert rows[0] == pytest.approx([130.05], abs=0.01)
+
+
+@pytest.fixture
+def only_diabetes(tmp_path) -> Iterator[Server]:
+    """A server that has no other model."""
+    server = Server(tmp_path / "home")
+    try:
+        promote_diabetes(server)
+        yield server
+    finally:
+        server.process.send_signal(signal.SIGTERM)
+        assert server.process.wait(20) == 0
+
+
+def test_the_clients_of_mlflow(only_diabetes) -> None:
+    run_client(sys.executable, "scoring.py", only_diabetes.port)
+    only_diabetes.wait(lambda: "visit-19" in {row[0] for row in only_diabetes.captured()})
+
+
+def test_the_python_example_of_the_documentation_with_a_key(only_diabetes, tmp_path) -> None:
+    key, _ = create_key(only_diabetes.home / FILE, "mlflow", ["infer"], ["diabetes"])
+    only_diabetes.wait(lambda: only_diabetes.get("/v2/models/diabetes")[0] == 401)
+    (example,) = blocks("python")
+    here = example.replace("localhost:8080", f"127.0.0.1:{only_diabetes.port}")
+    script = tmp_path / "example.py"
+    script.write_text(f"{here}assert abs(answer['predictions'][0][0] - 130.05) < 0.01, answer\nprint('ok')\n")
+    run_client(sys.executable, script, MLFLOW_TRACKING_TOKEN=key)
 
 
 def test_the_grpcurl_examples_of_the_documentation(diabetes) -> None:
@@ -142,7 +188,7 @@ def test_the_grpcurl_examples_of_the_documentation(diabetes) -> None:
     examples = documented("grpcurl")
     assert len(examples) >= 4
     client = GrpcClient(grpc_port(diabetes))
-    for words in examples:
+    for words in (shlex.split(example.replace("\\\n", " ")) for example in examples):
         options = dict(zip(words[2:-2:2], words[3:-2:2], strict=True))
         name, method = words[-1].split("/")
         folder = ROOT / options["-import-path"]

@@ -73,7 +73,7 @@ def route(path: str) -> Route | None:
             return Route(action if action == "infer" else "model_ready", model, version)
         case ["", "v2", "repository", "models", model, ("load" | "unload")]:
             return Route("operate", model)
-        case ["", "gateway", model, "invocations"]:
+        case ["", ("gateway" | "endpoints"), model, "invocations"]:  # what MLflow's gateway says, and what its client asks
             return Route("invocations", model)
     return None
 

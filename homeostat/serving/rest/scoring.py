@@ -12,6 +12,7 @@ from urllib.parse import parse_qs
 import numpy as np
 import orjson
 
+from homeostat.client import current
 from homeostat.contract import TensorSpec
 from homeostat.dataset import Array
 from homeostat.errors import RequestInvalid
@@ -36,12 +37,14 @@ ERROR_CODES = {
 def choose(plane: DataPlane, model: str, query: bytes) -> Served:
     """Return the version that is to answer: of the path's model, of `?model=NAME&version=V`, or of the only one.
 
-    Raises RequestInvalid when there are several models and none is named, ModelNotFound, NotServing.
+    The only one is that of those the client may use. Raises RequestInvalid when there are several
+    and none is named, ModelNotFound, NotServing, Forbidden.
     """
     asked = parse_qs(query.decode("latin-1"), max_num_fields=16) if query else {}
     name = model or asked.get("model", [""])[0]
     if not name:
-        known = sorted(plane.repository.models)
+        client = current.get()
+        known = [one for one in sorted(plane.repository.models) if client is None or client.may_use(one)]
         if len(known) != 1:
             there = ", ".join(known) or "none yet"
             raise RequestInvalid(f"which model? say /invocations?model=NAME; there is: {there}", 400 if known else 503)

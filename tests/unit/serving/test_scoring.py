@@ -134,7 +134,12 @@ def test_which_model(scored, plane):
         400,
         "which model? say /invocations?model=NAME; there is: pair, toy",
     )
-    for path in ("/gateway/toy/invocations", "/invocations?model=toy&version=1", "/invocations?version=&model=toy"):
+    for path in (
+        "/gateway/toy/invocations",
+        "/endpoints/toy/invocations",
+        "/invocations?model=toy&version=1",
+        "/invocations?version=&model=toy",
+    ):
         assert ask(scored, body, path=path).json() == {"predictions": [[10.0]]}
     for path in ("/gateway/toys/invocations", "/invocations?model=toy&version=2"):
         answer = ask(scored, body, path=path)
