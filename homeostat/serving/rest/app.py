@@ -73,7 +73,7 @@ def route(path: str) -> Route | None:
             return Route(action if action == "infer" else "model_ready", model, version)
         case ["", "v2", "repository", "models", model, ("load" | "unload")]:
             return Route("operate", model)
-        case ["", ("gateway" | "endpoints"), model, "invocations"]:  # what MLflow's gateway says, and what its client asks
+        case ["", ("gateway" | "endpoints"), model, "invocations"]:  # as MLflow's gateway says, and its client
             return Route("invocations", model)
     return None
 
