@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -133,8 +134,13 @@ def check_answers(config: ProjectConfig, outputs: Array) -> None:
 
 
 def check_bar(config: ProjectConfig, name: str, found: Interval, rows: int) -> None:
-    """Raise GateFailed when the primary metric misses gate.min_metric or gate.max_metric."""
+    """Raise GateFailed when the primary metric is no number, or misses gate.min_metric or gate.max_metric."""
     gate = config.gate
+    if not math.isfinite(found.value):
+        raise GateFailed(
+            f"{name} is {found.value} on {rows} test rows: nothing can be compared with it, and nothing is registered; "
+            "look at metrics() of the project, or choose another `metric` in project.toml"
+        )
     bars = (("min_metric", gate.min_metric, "below"), ("max_metric", gate.max_metric, "above"))
     for key, bar, side in bars:
         if bar is None or (found.value >= bar if side == "below" else found.value <= bar):

@@ -82,6 +82,13 @@ def test_answers_that_are_nothing_are_stopped(run, configure, classes, values, g
         run(configure("regression"), values(), graph(SUM, "Log"))
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_primary_metric_that_is_no_number_is_stopped(run, project, configure, classes, graph, monkeypatch, value):
+    monkeypatch.setattr(project, "metrics", lambda: {"profit": lambda target, outputs: value})
+    with pytest.raises(GateFailed, match=f"^profit is {value} on 360 test rows: .* nothing is registered"):
+        run(configure("classification", "profit"), classes(), graph(GOOD))
+
+
 def test_an_unknown_primary_metric_is_named(run, configure, classes, graph):
     with pytest.raises(ConfigError, match="'acuracy' of toy is not measured: use accuracy, f1_macro"):
         run(configure("classification", "acuracy"), classes(), graph(GOOD))
