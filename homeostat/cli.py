@@ -48,7 +48,10 @@ def _time(value: str) -> datetime:
     except ValueError as error:
         example = "2026-01-31T12:00 or 2026-01-31T12:00:00+01:00"
         raise click.BadParameter(f"{value!r} is no ISO 8601 time, such as {example}") from error
-    return time if time.tzinfo else time.replace(tzinfo=UTC)
+    try:
+        return time.astimezone(UTC) if time.tzinfo else time.replace(tzinfo=UTC)
+    except OverflowError as error:
+        raise click.BadParameter(f"{value!r} is before the year 1 or after the year 9999 in UTC") from error
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 80})

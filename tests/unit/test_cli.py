@@ -148,6 +148,7 @@ def test_a_damaged_bundle_is_not_promoted(store, home):
         (["rollback", "digits"], 1, "no previous champion to roll back to"),
         (["history", "nobody"], 1, "no model 'nobody'"),
         (["champion", "digits", "--at", "2020-01-01"], 1, "had no champion at 2020-01-01T00:00:00"),
+        (["champion", "digits", "--at", "0001-01-01T00:00+14:00"], 2, "is before the year 1"),
         (["champion", "digits", "--at", "noon"], 2, "'noon' is no ISO 8601 time"),
         (["promote", "digits", "first"], 2, "'first' is no version; write 3 or v3"),
         (["promote", "digits", "0"], 2, "'0' is no version"),
