@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import random
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -81,6 +82,8 @@ def _check_probabilities(model: keras.Model, data: Dataset) -> None:
 def _loss(model: keras.Model, task: Task, classes: int) -> str:
     if len(model.outputs) != 1:
         raise ConfigError(f"build_model has {len(model.outputs)} outputs; training takes one")
+    if isinstance(getattr(model, "_outputs_struct", None), dict):
+        raise ConfigError("build_model answers a dict of outputs; give keras.Model the one output by itself")
     shape = tuple(model.outputs[0].shape)
     if task == "regression":
         if len(shape) == 2 and shape[1] == 1:
@@ -94,6 +97,20 @@ def _loss(model: keras.Model, task: Task, classes: int) -> str:
         f"build_model ends in {shape}, the target has {classes} classes: end in Dense({classes}, "
         'activation="softmax")' + (' or Dense(1, activation="sigmoid")' if classes == 2 else "")
     )
+
+
+def _check_loadable(model: keras.Model) -> None:
+    """Raise ConfigError when Keras could not make the model again from its .keras file, before hours of training."""
+    drawn = random.getstate()  # new layers draw seeds from it, and a seed must go on giving the same weights
+    try:
+        keras.saving.deserialize_keras_object(keras.saving.serialize_keras_object(model), safe_mode=True)
+    except (ValueError, TypeError, AttributeError, KeyError, NotImplementedError) as error:
+        raise ConfigError(
+            f"the model of build_model could not be loaded again from its file: {error!s:.300}\nUse layers of Keras in "
+            "place of Lambda; give layers of your own a get_config and @keras.saving.register_keras_serializable()"
+        ) from error
+    finally:
+        random.setstate(drawn)
 
 
 def _optimizer(config: TrainConfig) -> keras.optimizers.Optimizer:
@@ -209,6 +226,8 @@ def train(
     started = time.monotonic()
     with dtype_policy("mixed_float16" if mixed else "float32"), strategy.scope():
         model = _build(project, rows)
+        _check_inputs(model, rows)
+        _check_loadable(model)
         epochs = fit_model(model, project, config, rows, validation, on_epoch=on_epoch)
     if mixed or strategy.num_replicas_in_sync > 1:
         model = _plain_copy(model, project, config, rows, validation)

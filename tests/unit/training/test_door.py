@@ -1,5 +1,7 @@
 """Models that would train and be of no use are stopped before the first epoch."""
 
+import random
+
 import keras
 import numpy as np
 import pytest
@@ -7,7 +9,7 @@ from keras import layers
 
 from homeostat.dataset import Dataset
 from homeostat.errors import ConfigError
-from homeostat.training.fit import train
+from homeostat.training.fit import _check_loadable, train
 from homeostat.training.regularization import dense
 from tests.keras_projects import Made, blobs, config, mlp, record
 
@@ -47,6 +49,39 @@ def test_an_input_of_another_dtype_is_named_with_the_remedy(tmp_path):
         tmp_path,
         r'input \'x\': build_model takes float32, the dataset has int64: keras.Input\(shape, name="x", dtype="int64"\)',
     )
+
+
+class Tripled(layers.Layer):
+    """A layer of one's own that Keras is not told of."""
+
+    def call(self, inputs):
+        return 3 * inputs
+
+
+@pytest.mark.parametrize("layer", [layers.Lambda(lambda inputs: 3 * inputs), Tripled()])
+def test_a_model_that_could_not_be_loaded_again(data, tmp_path, layer):
+    def build(_train):
+        x = keras.Input((4,), name="x")
+        return keras.Model(x, layers.Dense(3, activation="softmax")(layer(x)))
+
+    refused(build, data, tmp_path, r"(?s)could not be loaded again .*register_keras_serializable\(\)$")
+
+
+def test_a_dict_of_outputs(data, tmp_path):
+    def build(_train):
+        x = keras.Input((4,), name="x")
+        return keras.Model(x, {"class": layers.Dense(3, activation="softmax")(x)})
+
+    refused(build, data, tmp_path, "answers a dict of outputs")
+
+
+def test_the_check_leaves_the_seed_alone():
+    model = mlp(normalize=False)(None)
+    random.seed(3)
+    expected = random.random()
+    random.seed(3)
+    _check_loadable(model)
+    assert random.random() == expected
 
 
 def test_a_class_that_only_validation_has_counts(tmp_path):
