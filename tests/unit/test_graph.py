@@ -11,9 +11,14 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from homeostat import graph
+from homeostat.bundle import BUNDLE_CAP
 from homeostat.errors import BundleInvalid
+from homeostat.golden import GOLDEN_ROWS
 from homeostat.graph import check_graph, read_graph
+from homeostat.serving.preflight import CPU_SECONDS, MEMORY_BYTES, WALL_SECONDS
+from homeostat.serving.session import GOLDEN_TOLERANCE
 from tests.bundles import chain, function_chain, graph_bytes, linear, make_bundle, weighing
+from tests.conftest import ROOT
 
 NAN_TYPES = ["float16", "float32", "float64"]
 
@@ -145,3 +150,12 @@ def test_nan_in_a_constant_and_in_the_last_of_many_weights():
     brain = TensorProto(name="b", data_type=TensorProto.BFLOAT16, dims=[1], raw_data=b"\xc0\x7f")
     with pytest.raises(BundleInvalid, match="the weights b hold NaN"):
         check_graph(graph_bytes([], [], [], [brain]), "here")
+
+
+def test_the_limits_are_the_documented_ones():
+    text = " ".join((ROOT / "docs" / "serving.md").read_text().split())
+    assert f"at most {graph.MAX_NODES:,} nodes and {graph.MAX_TENSORS:,} tensors" in text
+    assert f"{BUNDLE_CAP / 1024**3:g} GiB in all" in text
+    assert f"up to {GOLDEN_ROWS} rows" in text
+    assert f"{GOLDEN_TOLERANCE:g} x (1 + its size)" in text
+    assert f"{CPU_SECONDS} s of processor time, {WALL_SECONDS:g} s in all, and {MEMORY_BYTES // 1024**3} GiB" in text
