@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import select
 import threading
 from collections import deque
 from datetime import UTC, datetime
@@ -102,14 +103,20 @@ class AccessLog:
         self._write()
 
     def _write(self) -> None:
-        count = len(self._waiting)
-        view = memoryview(b"".join([self._waiting.popleft() for _ in range(count)]))
-        try:
-            while view:
-                view = view[os.write(self._descriptor, view) :]
-            self._failing = False
-        except OSError as error:
-            self.dropped += count
-            if not self._failing:
-                log.error("access log: %s; lines are lost until it can be written again", error)
-            self._failing = True
+        """Write what waits, at most PIPE_BUF bytes of whole lines at once: the lines of several workers do not mix."""
+        while self._waiting:
+            lines = [self._waiting.popleft()]
+            size = len(lines[0])
+            while self._waiting and size + len(self._waiting[0]) <= select.PIPE_BUF:
+                lines.append(self._waiting.popleft())
+                size += len(lines[-1])
+            view = memoryview(b"".join(lines))
+            try:
+                while view:
+                    view = view[os.write(self._descriptor, view) :]
+                self._failing = False
+            except OSError as error:
+                self.dropped += len(lines)
+                if not self._failing:
+                    log.error("access log: %s; lines are lost until it can be written again", error)
+                self._failing = True

@@ -31,8 +31,9 @@ LOWEST = {
     "homeostat_live_version",
     "process_start_time_seconds",
 }
-"""Gauges of which the server's is the lowest of its workers'; limits and the like are the highest, all others sums."""
-HIGHEST = {"homeostat_problem", "homeostat_queue_limit", "homeostat_capture_backlog_limit_bytes", "process_max_fds"}
+"""Gauges of which the server's is the lowest of its workers'."""
+HIGHEST = {"homeostat_problem", "process_open_fds", "process_max_fds"}
+"""Gauges of which it is the highest. All others are sums, so that what is full can be held against its limit."""
 
 
 class Board:

@@ -274,6 +274,26 @@ def test_a_reader_that_is_stuck_holds_nobody_up(monkeypatch) -> None:
     assert told >= 0
 
 
+def test_the_lines_of_several_workers_do_not_mix(tmp_path) -> None:
+    read, write = os.pipe()
+    logs = [AccessLog(write) for _ in range(2)]
+    taken: list[bytes] = []
+    reader = threading.Thread(target=lambda: taken.extend(iter(lambda: os.read(read, 7000), b"")))
+    reader.start()
+    for log in logs:
+        for number in range(1500):
+            log.put(Exchange("rest", "GET", f"/{number}", "", "1.1", user_agent="x" * (number % 300)))
+    for log in logs:
+        log.start()
+    for log in logs:
+        log.close()
+    os.close(write)
+    reader.join(20)
+    os.close(read)
+    paths = [json.loads(line)["url.path"] for line in b"".join(taken).splitlines()]
+    assert sorted(paths) == sorted(2 * [f"/{number}" for number in range(1500)])
+
+
 def test_a_file_that_cannot_be_written_is_said_once_and_counted(caplog) -> None:
     with open("/dev/full", "wb") as full:  # noqa: PTH123
         log = AccessLog(full.fileno())

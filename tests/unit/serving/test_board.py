@@ -52,7 +52,7 @@ def test_gauges_are_those_of_the_server():
         "homeostat_ready": 0,
         "homeostat_problem": 1,
         "homeostat_connections": 7,
-        "homeostat_queue_limit": 64,
+        "homeostat_queue_limit": 128,
     }
 
 
