@@ -23,7 +23,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 from fsspec.implementations.local import LocalFileSystem
 from pydantic import Field, ValidationError
 
-from homeostat.config import ProjectConfig, ServeConfig
+from homeostat.config import ProjectConfig, RolloutConfig, ServeConfig
 from homeostat.contract import Contract, Strict
 from homeostat.dataset import Array
 from homeostat.errors import BundleInvalid, DataInvalid, Unavailable
@@ -67,6 +67,7 @@ class Manifest(Strict):
     created: str
     """UTC time, ISO 8601."""
     serve: ServeConfig
+    rollout: RolloutConfig = RolloutConfig()
     lineage: Lineage
     classes: tuple[str, ...] = ()
     files: dict[str, FileRecord]
@@ -164,6 +165,7 @@ def build(
         task=config.task,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         serve=config.serve,
+        rollout=config.rollout,
         lineage=lineage,
         classes=classes,
         files={name: FileRecord(sha256=_digest(data), bytes=len(data)) for name, data in contents.items()},

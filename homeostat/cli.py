@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
@@ -11,15 +10,14 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from homeostat import __version__
+from homeostat.console import actor, mirror_aliases, open_store, read_settings, read_version, short_time, show
 from homeostat.errors import HomeostatError, NotFound
 from homeostat.keycommands import key
+from homeostat.rollout_commands import rollout
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
     from homeostat.control.store import ControlStore
     from homeostat.records import LedgerEntry, Rollout
-    from homeostat.settings import Settings
 
 # Heavy imports stand in the commands: `homeostat --help` must be quick.
 
@@ -33,13 +31,6 @@ class Commands(click.Group):
             return super().invoke(context)
         except HomeostatError as error:
             raise click.ClickException(str(error)) from error
-
-
-def _version(value: str) -> int:
-    digits = value.removeprefix("v")
-    if not digits.isdecimal() or int(digits) < 1:
-        raise click.BadParameter(f"{value!r} is no version; write 3 or v3")
-    return int(digits)
 
 
 def _time(value: str) -> datetime:
@@ -67,32 +58,6 @@ def main() -> None:
 main.add_command(key)
 
 
-def _settings() -> Settings:
-    from homeostat.settings import load_settings
-
-    return load_settings()
-
-
-def _store(settings: Settings) -> ControlStore:
-    from homeostat.control.store import ControlStore
-
-    return ControlStore(settings.control_url)
-
-
-def _actor() -> str:
-    return f"cli:{os.environ.get('USER') or os.environ.get('LOGNAME') or f'uid {os.getuid()}'}"
-
-
-def _show(table: Table) -> None:
-    from rich.console import Console
-
-    Console(highlight=False).print(table)
-
-
-def _short(time: str) -> str:
-    return time[:19].replace("T", " ")
-
-
 # -- projects and the server ---------------------------------------------------------------------
 
 
@@ -105,7 +70,7 @@ def init(name: str, task: str) -> None:
     """Write a new project that runs at once."""
     from homeostat.scaffold import init_project
 
-    settings = _settings()
+    settings = read_settings()
     for path in init_project(name, settings.root, task):
         click.echo(f"wrote {path.relative_to(settings.root) if path.is_relative_to(settings.root) else path}")
 
@@ -129,7 +94,7 @@ def _version_cell(standing: dict[str, Any] | None, *, since: bool = True) -> str
     if standing is None:
         return "-"
     text = f"v{standing['version']} {standing['sha256'][:8]}"
-    return f"{text}\n{_short(standing['since'])}" if since else text
+    return f"{text}\n{short_time(standing['since'])}" if since else text
 
 
 def _last_lines(status: dict[str, Any]) -> list[str]:
@@ -141,7 +106,7 @@ def _last_lines(status: dict[str, Any]) -> list[str]:
             continue
         kind = entry["evidence"].get("verdict") or entry["evidence"].get("kind")
         said = f"{kind}: {entry['reason']}" if isinstance(kind, str) else entry["reason"]
-        lines.append(f"{status['model']}: {title} {_short(entry['time'])}: {said}")
+        lines.append(f"{status['model']}: {title} {short_time(entry['time'])}: {said}")
     return lines
 
 
@@ -149,7 +114,7 @@ def _last_lines(status: dict[str, Any]) -> list[str]:
 @click.option("--json", "as_json", is_flag=True, help="print everything, as JSON")
 def status(as_json: bool) -> None:
     """Show each model's champion, challenger and last evidence."""
-    store = _store(_settings())
+    store = open_store(read_settings())
     found = {row.model: store.status(row.model).to_json() for row in store.rows()}
     if as_json:
         click.echo(json.dumps(found, indent=1))
@@ -165,7 +130,7 @@ def status(as_json: bool) -> None:
         others = [_version_cell(model[role], since=False) for role in ("challenger", "previous")]
         mode = model["mode"] + (f" {model['weight']:.0%}" if model["weight"] else "")
         table.add_row(name, champion, *others, mode, str(model["generation"]))
-    _show(table)
+    show(table)
     for model in found.values():
         for line in _last_lines(model):
             click.echo(click.wrap_text(line, width=80, subsequent_indent="  "))
@@ -178,15 +143,15 @@ def history(model: str, as_json: bool) -> None:
     """Show every decision about MODEL, oldest first."""
     from dataclasses import asdict
 
-    entries = _store(_settings()).history(model)
+    entries = open_store(read_settings()).history(model)
     if as_json:
         click.echo(json.dumps([asdict(entry) for entry in entries], indent=1))
         return
     for entry in entries:
         version = f"v{entry.version}" if entry.version else "-"
+        time = short_time(entry.time)
         click.secho(
-            f"{entry.sequence:4}  {_short(entry.time)}  {entry.action:10} {version:>5}  generation {entry.generation}",
-            bold=True,
+            f"{entry.sequence:4}  {time}  {entry.action:10} {version:>5}  generation {entry.generation}", bold=True
         )
         text = f"{entry.reason} ({entry.actor})"
         click.echo(click.wrap_text(text, width=80, initial_indent=" " * 6, subsequent_indent=" " * 6))
@@ -200,7 +165,7 @@ def champion(model: str | None, time: datetime | None, as_json: bool) -> None:
     """Say which version was champion at a time, of MODEL or of all."""
     from dataclasses import asdict
 
-    store = _store(_settings())
+    store = open_store(read_settings())
     models = [model] if model else [row.model for row in store.rows()]
     at = time or datetime.now(UTC)
     found: dict[str, LedgerEntry | None] = {}
@@ -218,7 +183,7 @@ def champion(model: str | None, time: datetime | None, as_json: bool) -> None:
         if entry is None:
             click.echo(f"{name}: no champion yet")
         else:
-            click.echo(f"{name}: v{entry.version} {(entry.sha256 or '')[:12]} since {_short(entry.time)} UTC")
+            click.echo(f"{name}: v{entry.version} {(entry.sha256 or '')[:12]} since {short_time(entry.time)} UTC")
             click.echo(f"  {entry.action} by {entry.actor}, ledger entry {entry.sequence}")
     if not found:
         click.echo("No model has been rolled out yet.")
@@ -227,23 +192,9 @@ def champion(model: str | None, time: datetime | None, as_json: bool) -> None:
 # -- changing ------------------------------------------------------------------------------------
 
 
-def _mirror(settings: Settings, rollout: Rollout) -> None:
-    from homeostat.registry import Registry
-
-    registry = Registry(settings.mlflow_url)
-    try:
-        if not registry.exists():
-            raise NotFound(f"there is no MLflow database at {settings.mlflow_url}")
-        registry.ping(timeout_seconds=2)
-        registry.project_aliases(rollout)
-    except HomeostatError as error:
-        click.echo(f"The change holds, but MLflow's aliases do not show it yet: {error}", err=True)
-        click.echo("`homeostat reconcile` sets them later.", err=True)
-
-
 def _change(model: str, change: Callable[[ControlStore, Rollout], Rollout]) -> None:
-    settings = _settings()
-    store = _store(settings)
+    settings = read_settings()
+    store = open_store(settings)
     before = store.row(model)
     after = change(store, before)
     names = [f"v{row.champion.version}" if row.champion else "none" for row in (before, after)]
@@ -251,25 +202,25 @@ def _change(model: str, change: Callable[[ControlStore, Rollout], Rollout]) -> N
         click.echo(f"{model}: {names[1]} is champion already (generation {after.generation})")
     else:
         click.echo(f"{model}: champion {names[0]} -> {names[1]} (generation {after.generation})")
-    _mirror(settings, after)
+    mirror_aliases(settings, after)
 
 
 @main.command()
 @click.argument("model")
-@click.argument("version", type=_version)
+@click.argument("version", type=read_version)
 @click.option("--reason", default="promoted by hand", show_default=True)
 def promote(model: str, version: int, reason: str) -> None:
     """Make VERSION the champion of MODEL, after its bundle was verified."""
     from homeostat.bundle import load_public_key, open_bundle
 
-    settings = _settings()
-    store = _store(settings)
+    settings = read_settings()
+    store = open_store(settings)
     store.row(model)
     open_bundle(store.bundle(model, version), load_public_key(settings.home))
     _change(
         model,
         lambda store, row: store.promote(
-            model, version, expected_generation=row.generation, actor=_actor(), reason=reason
+            model, version, expected_generation=row.generation, actor=actor(), reason=reason
         ),
     )
 
@@ -281,7 +232,7 @@ def rollback(model: str, reason: str) -> None:
     """Bring the previous champion of MODEL back."""
     _change(
         model,
-        lambda store, row: store.rollback(model, expected_generation=row.generation, actor=_actor(), reason=reason),
+        lambda store, row: store.rollback(model, expected_generation=row.generation, actor=actor(), reason=reason),
     )
 
 
@@ -290,8 +241,8 @@ def reconcile() -> None:
     """Make MLflow's @champion and @challenger mirror the rollout rows."""
     from homeostat.registry import Registry
 
-    settings = _settings()
-    store, registry = _store(settings), Registry(settings.mlflow_url)
+    settings = read_settings()
+    store, registry = open_store(settings), Registry(settings.mlflow_url)
     rows = store.rows()
     for row in rows:
         repairs = registry.project_aliases(row)
@@ -299,12 +250,15 @@ def reconcile() -> None:
             click.echo(line)
         if repairs:
             store.record(
-                row.model, "reconcile", actor=_actor(), reason="; ".join(repairs), evidence={"repairs": repairs}
+                row.model, "reconcile", actor=actor(), reason="; ".join(repairs), evidence={"repairs": repairs}
             )
         else:
             click.echo(f"{row.model}: the aliases agree")
     if not rows:
         click.echo("No model has been rolled out yet.")
+
+
+main.add_command(rollout)
 
 
 @main.group()
@@ -317,8 +271,8 @@ def verify() -> None:
     """Check the ledger's hash chain, the rollout rows, and what the server here remembers."""
     from homeostat.serving.memory import Memory
 
-    settings = _settings()
-    count = _store(settings).verify(Memory(settings.home / "serving").read())
+    settings = read_settings()
+    count = open_store(settings).verify(Memory(settings.home / "serving").read())
     click.echo(f"The ledger holds: {count} {'entry' if count == 1 else 'entries'}.")
 
 

@@ -18,6 +18,8 @@ Fraction = Annotated[float, Field(gt=0, lt=1)]
 MAX_DAYS = 3650
 """The longest time span."""
 CandidateName = Literal["fp32", "dynamic_int8", "static_int8", "pruned"]
+GuardName = Literal["errors", "latency", "disagreement", "contract", "labels"]
+Strategy = Literal["direct", "shadow", "canary", "shadow+canary"]
 
 
 def check_action(text: str) -> str:
@@ -147,13 +149,63 @@ class GateConfig(Section):
     confidence: Fraction = 0.95
 
 
+class GuardConfig(Section):
+    """What may stop a version on trial; "ratio" compares it with the other arm, "rate" is its own."""
+
+    required: tuple[GuardName, ...] = Field(
+        ("errors", "latency"),
+        strict=False,
+        description="must pass before the next step; every guard with data can fail",
+    )
+    error_ratio: float = Field(1.5, ge=1, description="errors, timeouts and answers of NaN or Inf: so many times")
+    error_rate: Fraction = Field(0.01, description="or under this share of requests, whatever the other arm does")
+    latency_ratio: float = Field(1.5, ge=1, description="p50, p90 and p99 may be so many times the champion's")
+    latency_floor_ms: float = Field(1.0, ge=0, description="a request is never slow under this")
+    timeout_ms: float = Field(1000.0, gt=0, description="then the champion answers instead, and it is an error")
+    disagreement_rate: Fraction = Field(0.05, description="shadow: share of requests answered otherwise")
+    disagreement_tolerance: float = Field(
+        0.1, ge=0, description="regression: |a - b| up to this * (1 + |b|) is the same answer"
+    )
+    contract_ratio: float = Field(1.5, ge=1, description="requests refused by the contract or out of its range")
+    contract_rate: Fraction = Field(0.01, description="or under this share of requests")
+    label_ratio: float = Field(1.25, ge=1, description="answers that labels say are wrong: so many times")
+    label_rate: Fraction = Field(0.01, description="or under this share of labelled requests")
+
+
 class RolloutConfig(Section):
-    """When a challenger takes over, and when a champion is taken back."""
+    """When a challenger takes over, and when a champion is taken back; travels with the bundle."""
 
     margin: float = Field(0.0, ge=0, description="the lower end of the paired interval must be above this")
     rollback_margin: float = Field(0.0, ge=0, description="live loss against the predecessor, in units of the metric")
     rollback_min_labels: int = Field(50, ge=10, description="labelled rows before a live comparison says anything")
     timeout_seconds: float = Field(60.0, gt=0, description="how long the server may take to report a version")
+    strategy: Strategy = Field("direct", description="how a challenger that beats the champion offline takes over")
+    steps: tuple[Fraction, ...] = Field(
+        (0.05, 0.25, 0.5),
+        min_length=1,
+        strict=False,
+        description="canary: the challenger's share of traffic, step by step",
+    )
+    min_requests: int = Field(100, ge=1, description="requests that the version on trial answers in each step")
+    min_seconds: float = Field(60.0, ge=0, description="how long a step takes at least")
+    max_seconds: float = Field(86_400.0, gt=0, description="then a step that is still inconclusive is paused")
+    sticky: Literal["entity", "request"] = Field(
+        "entity", description="what keeps its arm: an entity_id where there is one, or each request id alone"
+    )
+    alpha: Fraction = Field(0.02, description="of stopping a challenger that keeps every limit, however often looked")
+    pass_alpha: Fraction = Field(0.05, description="of passing one that is over a limit, for each guard and phase")
+    bake_seconds: float = Field(3600.0, ge=0, description="after promotion: how long the guards go on; 0 is not at all")
+    bake_share: Fraction = Field(0.05, description="bake: share of traffic that the old version keeps, to compare with")
+    max_source_errors: int = Field(100, ge=1, description="evidence that could not be used; more pause the rollout")
+    guards: GuardConfig = GuardConfig()
+
+    @model_validator(mode="after")
+    def _steps_rise(self) -> RolloutConfig:
+        if list(self.steps) != sorted(set(self.steps)):
+            raise ValueError(f"rollout.steps must rise, such as [0.05, 0.25, 0.5]; they are {list(self.steps)}")
+        if "disagreement" in self.guards.required and "shadow" not in self.strategy and self.strategy != "direct":
+            raise ValueError('rollout.guards.required names "disagreement", which only a shadow strategy measures')
+        return self
 
 
 class MaskingConfig(Section):

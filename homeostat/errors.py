@@ -14,6 +14,7 @@ HomeostatError
 ├── ControlError             the control store refuses a change
 │   ├── Conflict             somebody else changed the row first (compare-and-set lost)
 │   ├── NotFound             no such model or version
+│   ├── Quarantined          the version was stopped or rolled back, and is not let in again
 │   └── LedgerBroken         the hash chain of the ledger does not hold
 ├── ServingError             the model server cannot do what was asked
 │   ├── RequestInvalid       the client's request is wrong
@@ -94,6 +95,10 @@ class Conflict(ControlError):
 
 class NotFound(ControlError):
     """No such model or version."""
+
+
+class Quarantined(ControlError):
+    """The version was stopped or rolled back, and is not let in again."""
 
 
 class LedgerBroken(ControlError):

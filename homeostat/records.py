@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 Task = Literal["classification", "regression"]
+Mode = Literal["live", "shadow", "canary", "bake"]
 VerdictKind = Literal["promote", "hold", "inconclusive", "roll back", "retrain"]
 
 
@@ -212,9 +213,22 @@ class Rollout:
     """The champion before this one: where `rollback` goes."""
     since: str
     """UTC time (ISO 8601) at which the champion became champion."""
-    mode: Literal["live"] = "live"
+    mode: Mode = "live"
     weight: float = 0.0
-    """Share of traffic that the challenger answers."""
+    """Share of traffic that the version on trial answers: the challenger, or in mode `bake` the champion."""
+    step: int = 0
+    """Place of `weight` in rollout.steps, in mode `canary`."""
+    step_since: str = ""
+    """UTC time (ISO 8601) at which the step began, or was resumed."""
+    started: int = 0
+    """Generation at which the rollout started: its identity through all of its steps; 0 without one."""
+    paused: bool = False
+    """The step goes on, and its guards can stop the rollout, but nothing advances."""
+
+    @property
+    def on_trial(self) -> BundleRef | None:
+        """The version whose guards are judged, if there is a rollout."""
+        return None if self.mode == "live" else self.champion if self.mode == "bake" else self.challenger
 
 
 @dataclass(frozen=True)

@@ -146,7 +146,8 @@ def promote(
         return _deployed(row, bundle, wait_until_ready(server_url, bundle, config.rollout.timeout_seconds, live=True))
     except RolloutTimeout as error:
         if row.previous is not None:
-            store.rollback(model, expected_generation=row.generation, actor="homeostat", reason=str(error), evidence={})
+            generation = row.generation  # not banned: it may be the server's fault
+            store.rollback(model, expected_generation=generation, actor="homeostat", reason=str(error), ban=False)
         raise
 
 

@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Connection, Engine, create_engine, event, insert, inspect, select
+from sqlalchemy import Column, Connection, Engine, create_engine, event, insert, inspect, select, text
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import (
     ArgumentError,
@@ -22,8 +22,9 @@ from sqlalchemy.exc import (
     OperationalError,
 )
 from sqlalchemy.pool import NullPool
+from sqlalchemy.schema import CreateColumn
 
-from homeostat.control.tables import head, metadata
+from homeostat.control.tables import head, metadata, rollout
 from homeostat.errors import ConfigError, ControlError, ControlUnavailable
 
 logger = logging.getLogger(__name__)
@@ -60,6 +61,12 @@ def _on_sqlite_begin(connection: Connection) -> None:
 def _on_postgresql_begin(milliseconds: int, connection: Connection) -> None:
     if connection.get_execution_options().get("writes", False):
         connection.exec_driver_sql(f"SET LOCAL lock_timeout = {milliseconds}")  # by itself it waits for ever
+
+
+def _missing(connection: Connection) -> list[Column[Any]]:
+    """Return the columns of the rollout table that an older version has not made."""
+    there = {column["name"] for column in inspect(connection).get_columns(rollout.name)}
+    return [column for column in rollout.columns if column.name not in there]
 
 
 class Database:
@@ -131,7 +138,7 @@ class Database:
 
     def _is_complete(self) -> bool:
         with self.engine.connect() as connection:
-            if not set(metadata.tables) <= set(inspect(connection).get_table_names()):
+            if not set(metadata.tables) <= set(inspect(connection).get_table_names()) or _missing(connection):
                 return False
             return connection.execute(select(head.c.id)).first() is not None
 
@@ -139,6 +146,9 @@ class Database:
         try:
             with self.engine.connect().execution_options(writes=True) as connection, connection.begin():
                 metadata.create_all(connection)
+                for column in _missing(connection):
+                    definition = CreateColumn(column).compile(dialect=connection.dialect)
+                    connection.execute(text(f"ALTER TABLE {rollout.name} ADD COLUMN {definition}"))
                 if connection.execute(select(head.c.id)).first() is None:
                     connection.execute(insert(head).values(id=1, sequence=0, time="", hash=GENESIS))
         except DBAPIError:

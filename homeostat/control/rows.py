@@ -8,11 +8,11 @@ from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any, NoReturn
 
-from sqlalchemy import Connection, Row, insert, select, update
+from sqlalchemy import ColumnElement, Connection, Row, and_, delete, insert, select, update
 
 from homeostat.control import ledger as chain
-from homeostat.control.tables import bundle, head, rollout
-from homeostat.errors import Conflict, ControlError, NotFound
+from homeostat.control.tables import bundle, head, quarantine, rollout
+from homeostat.errors import Conflict, ControlError, NotFound, Quarantined
 from homeostat.records import BundleRef, LedgerEntry, Rollout
 
 
@@ -50,7 +50,18 @@ def rollout_of(row: Row[Any]) -> Rollout:
         refs = {role: _ref(getattr(row, role)) for role in ("champion", "challenger", "previous")}
     except (ValueError, TypeError) as error:
         raise ControlError(f"the rollout row of {row.model} does not hold bundles: {error}") from error
-    return Rollout(row.model, row.generation, **refs, since=row.since, mode=row.mode, weight=row.weight)
+    return Rollout(
+        row.model,
+        row.generation,
+        **refs,
+        since=row.since,
+        mode=row.mode,
+        weight=row.weight,
+        step=row.step,
+        step_since=row.step_since,
+        started=row.started,
+        paused=row.paused,
+    )
 
 
 def find(connection: Connection, model: str) -> Rollout:
@@ -83,7 +94,7 @@ def find_bundle(connection: Connection, model: str, version: int) -> BundleRef:
 
 
 def remember(connection: Connection, ref: BundleRef, time: str) -> None:
-    """Keep a version's bundle; raises ControlError when it is live or was just live with another one."""
+    """Keep a version's bundle; raises ControlError when it is live, was just live or is on trial with another one."""
     key = (bundle.c.model == ref.model, bundle.c.version == ref.version)
     known = _ref(connection.execute(select(bundle.c.ref).where(*key)).scalar_one_or_none())
     if known == ref:
@@ -92,10 +103,10 @@ def remember(connection: Connection, ref: BundleRef, time: str) -> None:
         connection.execute(insert(bundle).values(model=ref.model, version=ref.version, ref=_text(ref), time=time))
         return
     row = find(connection, ref.model)
-    if known in (row.champion, row.previous):
+    if known in (row.champion, row.previous, row.on_trial):
         raise ControlError(
             f"{ref.model} v{ref.version} is in use with the manifest {known.manifest_sha256[:12]} and cannot "
-            f"become {ref.manifest_sha256[:12]}: what was live is never rebuilt under the same number"
+            f"become {ref.manifest_sha256[:12]}: what is or was live is never rebuilt under the same number"
         )
     connection.execute(update(bundle).where(*key).values(ref=_text(ref)))
 
@@ -107,6 +118,38 @@ def expect(row: Rollout, generation: int) -> None:
             f"model {row.model} is at generation {row.generation} (champion {_name(row.champion)}), "
             f"not at the expected {generation}: somebody changed it first; "
             "look at `homeostat status` and decide again"
+        )
+
+
+def at_rest(row: Rollout) -> Rollout:
+    """Return the row without a rollout in progress."""
+    return replace(row, mode="live", weight=0.0, step=0, step_since="", started=0, paused=False)
+
+
+def ban(connection: Connection, ref: BundleRef, reason: str, time: str) -> None:
+    """Put a graph into quarantine, by the digest of its bytes: built into another bundle it is still the same."""
+    release(connection, ref)
+    values = {"version": ref.version, "reason": reason, "time": time}
+    connection.execute(insert(quarantine).values(model=ref.model, sha256=ref.sha256, **values))
+
+
+def _in_quarantine(ref: BundleRef) -> ColumnElement[bool]:
+    return and_(quarantine.c.model == ref.model, quarantine.c.sha256 == ref.sha256)
+
+
+def release(connection: Connection, ref: BundleRef) -> bool:
+    """Take a graph out of quarantine; return whether it was in."""
+    return connection.execute(delete(quarantine).where(_in_quarantine(ref))).rowcount > 0
+
+
+def admit(connection: Connection, ref: BundleRef) -> None:
+    """Raise Quarantined when a bundle's graph is in quarantine."""
+    row = connection.execute(select(quarantine).where(_in_quarantine(ref))).first()
+    if row is not None:
+        same = "" if row.version == ref.version else f", the graph of v{row.version},"
+        raise Quarantined(
+            f"{ref.model} v{ref.version} ({ref.sha256[:12]}){same} is in quarantine since {row.time[:19]} UTC: "
+            f"{row.reason}; `homeostat rollout release {ref.model} {ref.version}` lets it out"
         )
 
 

@@ -14,7 +14,7 @@ from homeostat.control import rows
 from homeostat.control.database import Database
 from homeostat.control.rows import Decision
 from homeostat.control.status import Status, status_of
-from homeostat.control.tables import ledger, rollout
+from homeostat.control.tables import ledger, quarantine, rollout
 from homeostat.errors import ControlError, NotFound
 from homeostat.records import BundleRef, LedgerEntry, Rollout
 
@@ -112,7 +112,7 @@ class ControlStore:
     def register_bundle(self, ref: BundleRef) -> None:
         """Remember a version's bundle, so that it can be promoted by number.
 
-        Raises ControlError when the version is live, or was just before, with another bundle.
+        Raises ControlError when the version is live, was just before, or is on trial, with another bundle.
         """
         with self._database.write() as connection:
             rows.remember(connection, ref, rows.now(connection, self._clock()))
@@ -129,7 +129,8 @@ class ControlStore:
     ) -> Rollout:
         """Make a bundle the challenger; returns the row as it is when it already is, or is champion.
 
-        expected_generation is 0 for a model without a row. Raises Conflict, ControlError.
+        expected_generation is 0 for a model without a row. Raises Conflict, ControlError, and
+        Quarantined; a challenger that is being rolled out is not replaced.
         """
         if bundle.model != model:
             raise ControlError(f"the bundle {bundle.url} is of model {bundle.model}, not of {model}")
@@ -140,6 +141,12 @@ class ControlStore:
             if bundle in (row.champion, row.challenger):
                 return row
             rows.expect(row, expected_generation)
+            if row.mode in ("shadow", "canary"):
+                raise ControlError(
+                    f"model {model}: {row.mode} of v{row.challenger.version if row.challenger else '?'} is in "
+                    f"progress; `homeostat rollout abort {model}` or `promote {model}` ends it first"
+                )
+            rows.admit(connection, bundle)
             decision = Decision("challenger", actor, reason, evidence)
             return rows.change(connection, row, replace(row, challenger=bundle), bundle, decision, time)
 
@@ -152,11 +159,14 @@ class ControlStore:
         actor: str,
         reason: str,
         evidence: Mapping[str, Any] = NO_EVIDENCE,
+        bake_share: float = 0.0,
     ) -> Rollout:
         """Make a version champion; the champion becomes the one that `rollback` returns to.
 
-        Returns the row as it is when the version already is champion. Raises NotFound when the
-        store has seen no bundle of that version, Conflict when the row has moved on.
+        bake_share: the share of traffic that the old champion keeps in mode `bake`; 0 ends any
+        rollout. Returns the row as it is when the version already is champion. Raises NotFound
+        when the store has seen no bundle of that version, Conflict when the row has moved on,
+        Quarantined.
         """
         with self._database.write() as connection:
             row = rows.find(connection, model)
@@ -164,10 +174,14 @@ class ControlStore:
                 return row
             ref = rows.find_bundle(connection, model, version)
             rows.expect(row, expected_generation)
+            rows.admit(connection, ref)
+            time = rows.now(connection, self._clock())
             challenger = None if row.challenger and row.challenger.version == version else row.challenger
-            changed = replace(row, champion=ref, challenger=challenger, previous=row.champion)
-            decision = Decision("promote", actor, reason, evidence)
-            return rows.change(connection, row, changed, ref, decision, rows.now(connection, self._clock()))
+            changed = replace(rows.at_rest(row), champion=ref, challenger=challenger, previous=row.champion)
+            if bake_share and row.champion:
+                started = row.started or row.generation + 1
+                changed = replace(changed, mode="bake", weight=1 - bake_share, step_since=time, started=started)
+            return rows.change(connection, row, changed, ref, Decision("promote", actor, reason, evidence), time)
 
     def hold(
         self,
@@ -190,7 +204,8 @@ class ControlStore:
             decision = Decision("hold", actor, reason, evidence)
             held = row.challenger
             if held and clear_challenger:
-                return rows.change(connection, row, replace(row, challenger=None), held, decision, time)
+                rest = row if row.mode == "bake" else rows.at_rest(row)
+                return rows.change(connection, row, replace(rest, challenger=None), held, decision, time)
             version, sha256 = (held.version, held.sha256) if held else (None, None)
             rows.write_entry(connection, row, decision, time, version=version, sha256=sha256)
             return row
@@ -203,9 +218,11 @@ class ControlStore:
         actor: str,
         reason: str,
         evidence: Mapping[str, Any] = NO_EVIDENCE,
+        ban: bool = True,
     ) -> Rollout:
-        """Bring the previous champion back; the version rolled back from does not stay as challenger.
+        """Bring the previous champion back, and put the version rolled back from into quarantine, if `ban`.
 
+        It does not stay as challenger, and a rollout in progress ends.
         Raises NotFound, Conflict, and ControlError when there is no previous champion.
         """
         with self._database.write() as connection:
@@ -218,10 +235,59 @@ class ControlStore:
                     f"{row.generation}); name a version instead: `homeostat promote {model} VERSION`"
                 )
             challenger = None if row.challenger in (row.champion, row.previous) else row.challenger
-            changed = replace(row, champion=row.previous, challenger=challenger, previous=None)
+            changed = replace(rows.at_rest(row), champion=row.previous, challenger=challenger, previous=None)
             decision = Decision("rollback", actor, reason, evidence)
             time = rows.now(connection, self._clock())
+            if row.champion and ban:
+                rows.ban(connection, row.champion, reason, time)
+            rows.release(connection, row.previous)
             return rows.change(connection, row, changed, row.previous, decision, time)
+
+    def alter(
+        self,
+        model: str,
+        decision: Decision,
+        change: Callable[[Rollout, str], Rollout],
+        *,
+        expected_generation: int,
+        ban: bool = False,
+        admit: BundleRef | None = None,
+    ) -> Rollout:
+        """Change how a model is rolled out: `change` takes the row and the time, and returns the next row or raises.
+
+        ban: put the version on trial into quarantine. admit: refuse this bundle if it is in
+        quarantine. Raises NotFound, Conflict, Quarantined.
+        """
+        with self._database.write() as connection:
+            row = rows.require(connection, model)
+            rows.expect(row, expected_generation)
+            time = rows.now(connection, self._clock())
+            after = change(row, time)
+            if admit:
+                rows.admit(connection, admit)
+            ref = row.on_trial or after.on_trial
+            if ref is None:
+                raise ControlError(f"model {model}: no rollout is in progress")
+            if ban:
+                rows.ban(connection, ref, decision.reason, time)
+            return rows.change(connection, row, after, ref, decision, time)
+
+    def release(self, model: str, version: int, *, actor: str, reason: str) -> bool:
+        """Let a version out of quarantine; return whether it was in. Raises NotFound."""
+        with self._database.write() as connection:
+            row, ref = rows.require(connection, model), rows.find_bundle(connection, model, version)
+            if not rows.release(connection, ref):
+                return False
+            time = rows.now(connection, self._clock())
+            decision = Decision("release", actor, reason)
+            rows.write_entry(connection, row, decision, time, version=version, sha256=ref.sha256)
+            return True
+
+    def quarantined(self) -> list[dict[str, Any]]:
+        """Return what is in quarantine: model, version, sha256 of the graph, reason and time."""
+        query = select(quarantine).order_by(quarantine.c.model, quarantine.c.version)
+        with self._database.read() as connection:
+            return [dict(row._mapping) for row in connection.execute(query)]
 
     def record(
         self,

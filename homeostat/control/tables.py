@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sqlalchemy import DDL, Column, Float, Integer, MetaData, String, Table, Text, event
+from sqlalchemy import DDL, Boolean, Column, Float, Integer, MetaData, String, Table, Text, event, false
 
 metadata = MetaData()
 
@@ -17,6 +17,21 @@ rollout = Table(
     Column("since", String(40), nullable=False),
     Column("mode", String(20), nullable=False),
     Column("weight", Float, nullable=False),
+    # from here on: added to a control store that an older version made
+    Column("step", Integer, nullable=False, server_default="0"),
+    Column("step_since", String(40), nullable=False, server_default=""),
+    Column("started", Integer, nullable=False, server_default="0"),
+    Column("paused", Boolean, nullable=False, server_default=false()),
+)
+
+quarantine = Table(
+    "quarantine",
+    metadata,
+    Column("model", String(255), primary_key=True),
+    Column("sha256", String(64), primary_key=True),
+    Column("version", Integer, nullable=False),
+    Column("reason", Text, nullable=False),
+    Column("time", String(40), nullable=False),
 )
 
 bundle = Table(

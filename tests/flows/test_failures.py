@@ -272,6 +272,8 @@ def test_a_rollback_needs_no_mlflow(champion: ServerProcess, monkeypatch: pytest
     from flows.promote import promote
 
     newest = lifecycle(NAME, pipeline_id="twice").version
+    store = ControlStore(champion.settings.control_url)
+    store.release(NAME, newest, actor="test", reason="another test may have rolled it back")
     promote(NAME, newest)
     monkeypatch.setenv("HOMEOSTAT_MLFLOW_URL", NOWHERE)
     assert rollback(NAME).version == 1

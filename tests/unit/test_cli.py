@@ -128,6 +128,19 @@ def test_promote_rollback_history_and_champion(store, home):
     assert not (home / "mlruns").exists()
 
 
+def test_a_version_rolled_back_is_in_quarantine_until_it_is_released(store):
+    good("promote", "digits", "2")
+    good("rollback", "digits", "--reason", "wrong on Mondays")
+    refused = run("promote", "digits", "2")
+    assert refused.exit_code == 1
+    assert "is in quarantine since" in refused.stderr
+    assert "wrong on Mondays; `homeostat rollout release digits 2` lets it out" in refused.stderr
+    assert good("rollout", "release", "digits", "2") == "digits: v2 is out of quarantine\n"
+    assert good("rollout", "release", "digits", "2") == "digits: v2 was not in quarantine\n"
+    assert "v1 -> v2" in good("promote", "digits", "2")
+    assert store.verify() == len(store.history())
+
+
 def test_a_damaged_bundle_is_not_promoted(store, home):
     onnx = next((home / "var" / "bundles" / "digits").glob("v2-*")) / "model.onnx"
     data = bytearray(onnx.read_bytes())

@@ -88,6 +88,13 @@ def test_rollback_returns_once_and_then_says_why_not(store):
     assert store.verify() == 5
 
 
+def test_a_rollback_without_a_ban_lets_the_version_be_tried_again(store):
+    two_versions(store)
+    store.rollback("digits", expected_generation=4, ban=False, **WHY)
+    assert store.quarantined() == []
+    assert store.promote("digits", 2, expected_generation=5, **WHY).champion == ref(2)
+
+
 def test_the_version_rolled_back_from_is_not_challenger_but_another_one_stays(store):
     two_versions(store)
     store.set_challenger("digits", ref(3), expected_generation=4, **WHY)

@@ -1,0 +1,71 @@
+"""The edge that the commands share: settings, store, who is asking, and how things are shown."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+import click
+
+from homeostat.errors import HomeostatError, NotFound
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from homeostat.control.store import ControlStore
+    from homeostat.records import Rollout
+    from homeostat.settings import Settings
+
+
+def read_version(value: str) -> int:
+    """Return a version given as 3 or v3."""
+    digits = value.removeprefix("v")
+    if not digits.isdecimal() or int(digits) < 1:
+        raise click.BadParameter(f"{value!r} is no version; write 3 or v3")
+    return int(digits)
+
+
+def read_settings() -> Settings:
+    """Return the places of the environment."""
+    from homeostat.settings import load_settings
+
+    return load_settings()
+
+
+def open_store(settings: Settings) -> ControlStore:
+    """Return the control store."""
+    from homeostat.control.store import ControlStore
+
+    return ControlStore(settings.control_url)
+
+
+def actor() -> str:
+    """Return who is asking, for the ledger."""
+    return f"cli:{os.environ.get('USER') or os.environ.get('LOGNAME') or f'uid {os.getuid()}'}"
+
+
+def show(table: Table) -> None:
+    """Print a table."""
+    from rich.console import Console
+
+    Console(highlight=False).print(table)
+
+
+def short_time(time: str) -> str:
+    """Return an ISO 8601 time to the second, for people."""
+    return time[:19].replace("T", " ")
+
+
+def mirror_aliases(settings: Settings, rollout: Rollout) -> None:
+    """Let MLflow's aliases show a row; the change holds also when MLflow does not answer."""
+    from homeostat.registry import Registry
+
+    registry = Registry(settings.mlflow_url)
+    try:
+        if not registry.exists():
+            raise NotFound(f"there is no MLflow database at {settings.mlflow_url}")
+        registry.ping(timeout_seconds=2)
+        registry.project_aliases(rollout)
+    except HomeostatError as error:
+        click.echo(f"The change holds, but MLflow's aliases do not show it yet: {error}", err=True)
+        click.echo("`homeostat reconcile` sets them later.", err=True)
