@@ -25,7 +25,7 @@ class FlowRuns:
     """The Prefect server, as far as the story needs it."""
 
     def __init__(self, prefect_url: str, console: Console) -> None:
-        os.environ["PREFECT_API_URL"] = f"{prefect_url}/api"
+        os.environ |= {"PREFECT_API_URL": f"{prefect_url}/api", "DO_NOT_TRACK": "1"}
         from prefect.client.orchestration import get_client  # 2 s, while the stack is already up
 
         self._client = get_client(sync_client=True)

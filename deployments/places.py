@@ -6,6 +6,7 @@ import os
 import socket
 import sys
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 
 from homeostat.errors import ConfigError
@@ -59,21 +60,34 @@ def _any_free_port() -> int:
 
 def choose_ports(*, take_free: bool) -> Ports:
     """Read the ports from the environment; a busy one is replaced if `take_free`, else a ConfigError."""
-    chosen = {}
+    chosen: dict[str, int] = {}
+    busy: list[str] = []
     for name, (variable, default) in _VARIABLES.items():
         text = os.environ.get(variable, str(default))
         if not text.isdigit() or not 0 < int(text) < 65536:
             raise ConfigError(f"{variable}={text!r} is not a port (1 to 65535)")
         port = int(text)
+        same = next((other for other, taken in chosen.items() if taken == port), None)
+        if same is not None:
+            raise ConfigError(f"port {port} is given to both {same} and {name}; set {variable} to another one")
         if not _is_free(port):
-            if not take_free:
-                raise ConfigError(
-                    f"port {port} ({name}) is in use; stop what listens there (ss -ltnp 'sport = :{port}'), "
-                    f"or choose another: {variable}={port + 1} make up"
-                )
-            port = _any_free_port()
+            busy.append(name)
+            port = _any_free_port() if take_free else port
         chosen[name] = port
+    if busy and not take_free:
+        raise ConfigError(_advise(chosen, busy))
     return Ports(**chosen)
+
+
+def _advise(chosen: dict[str, int], busy: list[str]) -> str:
+    """Say which ports are in use, and give one command that works."""
+    taken, ports = set(chosen.values()), dict(chosen)
+    for name in busy:
+        ports[name] = next(port for port in count(chosen[name] + 1) if port not in taken and _is_free(port))
+        taken.add(ports[name])
+    asked = [f"{variable}={ports[name]}" for name, (variable, default) in _VARIABLES.items() if ports[name] != default]
+    found = ", ".join(f"port {chosen[name]} ({name})" for name in busy)
+    return f"in use: {found}; stop what listens there (ss -ltnp), or choose others: {' '.join(asked)} make up"
 
 
 def environment(ports: Ports, settings: Settings) -> dict[str, str]:

@@ -76,7 +76,7 @@ def _announce(ports: Ports) -> None:
     if late:
         click.echo(f"not ready after 180 s: {', '.join(late)}; see the lines above", err=True)
         return
-    click.echo(f"{READY}: " + "  ".join(f"{name} {url}" for name, url in ports.urls.items()))
+    click.echo(f"{READY}: " + "  ".join(f"{name} {url}" for name, url in ports.urls.items()) + f"  grpc {ports.grpc}")
     click.echo("prefect deployment run 'lifecycle/digits'  starts a life; Ctrl-C stops everything")
 
 

@@ -8,8 +8,41 @@ import sys
 import time
 
 import httpx
+import psutil
 
 POOL = "homeostat"
+UNFINISHED = ("PENDING", "RUNNING", "CANCELLING")
+
+
+def running_flow_runs() -> set[str]:
+    """Return the ids of the flow runs that have a process on this machine."""
+    found = set()
+    for process in psutil.process_iter():
+        try:
+            found.add(process.environ().get("PREFECT__FLOW_RUN_ID", ""))
+        except psutil.Error:  # another user's, or it has just ended
+            continue
+    return found - {""}
+
+
+def bury_flow_runs(client: httpx.Client, api: str) -> int:
+    """Call the flow runs that a stop has cut off crashed, and return how many; their slots are free again.
+
+    Prefect learns of the end of a run from its worker, and an interrupted stack has none: the run would
+    be RUNNING for ever, and the deployment's limit of one would keep every later run waiting. Prefect
+    is on loopback here, so each run that has begun has its process on this machine. Raises httpx.HTTPError.
+    """
+    alive = running_flow_runs()
+    asked = {"flow_runs": {"state": {"type": {"any_": UNFINISHED}}}, "limit": 200}
+    found = client.post(f"{api}/flow_runs/filter", json=asked).raise_for_status().json()
+    buried = 0
+    for run in found:
+        if run["id"] in alive or (alive and run["parent_task_run_id"]):  # a subflow runs in its parent's process
+            continue
+        state = {"type": "CRASHED", "name": "Crashed", "message": "its process ended with the stack that ran it"}
+        client.post(f"{api}/flow_runs/{run['id']}/set_state", json={"state": state, "force": True}).raise_for_status()
+        buried += 1
+    return buried
 
 
 def main() -> None:
@@ -28,6 +61,8 @@ def main() -> None:
         made = client.post(f"{api}/work_pools/", json={"name": POOL, "type": "process"})
         if made.status_code not in (201, 409):  # 409: it is there already
             sys.exit(f"{api}: cannot make the work pool {POOL!r}: {made.status_code} {made.text}")
+        if buried := bury_flow_runs(client, api):
+            print(f"{buried} flow runs that were cut off are called crashed: pipeline_id continues them", flush=True)
     print("registering the deployments of prefect.yaml", flush=True)
     done = subprocess.run(
         ["prefect", "--no-prompt", "deploy", "--all"],

@@ -10,7 +10,16 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from homeostat import __version__
-from homeostat.console import actor, mirror_aliases, open_store, read_settings, read_version, short_time, show
+from homeostat.console import (
+    actor,
+    find_store,
+    mirror_aliases,
+    open_store,
+    read_settings,
+    read_version,
+    short_time,
+    show,
+)
 from homeostat.errors import HomeostatError, NotFound
 from homeostat.keycommands import key
 from homeostat.rollout_commands import rollout
@@ -114,8 +123,12 @@ def _last_lines(status: dict[str, Any]) -> list[str]:
 @click.option("--json", "as_json", is_flag=True, help="print everything, as JSON")
 def status(as_json: bool) -> None:
     """Show each model's champion, challenger and last evidence."""
-    store = open_store(read_settings())
-    found = {row.model: store.status(row.model).to_json() for row in store.rows()}
+    try:
+        store = find_store(read_settings())
+        found = {row.model: store.status(row.model).to_json() for row in store.rows()}
+    except NotFound as error:  # a fresh checkout is no failure
+        click.echo(str(error), err=True)
+        found = {}
     if as_json:
         click.echo(json.dumps(found, indent=1))
         return
@@ -143,7 +156,7 @@ def history(model: str, as_json: bool) -> None:
     """Show every decision about MODEL, oldest first."""
     from dataclasses import asdict
 
-    entries = open_store(read_settings()).history(model)
+    entries = find_store(read_settings()).history(model)
     if as_json:
         click.echo(json.dumps([asdict(entry) for entry in entries], indent=1))
         return
@@ -165,7 +178,7 @@ def champion(model: str | None, time: datetime | None, as_json: bool) -> None:
     """Say which version was champion at a time, of MODEL or of all."""
     from dataclasses import asdict
 
-    store = open_store(read_settings())
+    store = find_store(read_settings())
     models = [model] if model else [row.model for row in store.rows()]
     at = time or datetime.now(UTC)
     found: dict[str, LedgerEntry | None] = {}

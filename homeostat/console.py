@@ -33,10 +33,21 @@ def read_settings() -> Settings:
 
 
 def open_store(settings: Settings) -> ControlStore:
-    """Return the control store."""
+    """Return the control store, which is made if it is not there."""
     from homeostat.control.store import ControlStore
 
     return ControlStore(settings.control_url)
+
+
+def find_store(settings: Settings) -> ControlStore:
+    """Return the control store; raises NotFound when it is a file that is not there, for to look makes nothing."""
+    path = settings.control_url.partition("sqlite:///")[2]
+    if path and not os.path.exists(path):  # noqa: PTH110  a URL's text
+        raise NotFound(
+            f"there is no control store at {path}: nothing has been rolled out yet, or HOMEOSTAT_HOME or "
+            "HOMEOSTAT_CONTROL_URL points elsewhere"
+        )
+    return open_store(settings)
 
 
 def actor() -> str:

@@ -11,6 +11,8 @@ from homeostat.client import SCOPES
 
 # Heavy imports stand in the commands: `homeostat --help` must be quick.
 
+CLOSED = "The server stays closed; on loopback it is open again when {path} is deleted."
+
 
 def _expiry(value: str | None) -> datetime | None:
     if value is None:
@@ -57,9 +59,8 @@ def show(as_json: bool) -> None:
     from homeostat.apikeys import FILE, read_keys
     from homeostat.settings import load_settings
 
-    keys = [
-        record.model_dump(mode="json", exclude={"salt", "digest"}) for record in read_keys(load_settings().home / FILE)
-    ]
+    path = load_settings().home / FILE
+    keys = [record.model_dump(mode="json", exclude={"salt", "digest"}) for record in read_keys(path)]
     if as_json:
         click.echo(json.dumps(keys, indent=1))
         return
@@ -69,14 +70,19 @@ def show(as_json: bool) -> None:
         click.echo(f"{one['id']}  {one['name']}: {', '.join(one['scopes'])}; {models}; {until}")
     if not keys:
         click.echo("There is no key.")
+        if path.exists():
+            click.echo(CLOSED.format(path=path))
 
 
 @key.command()
 @click.argument("identity", metavar="ID")
 def revoke(identity: str) -> None:
     """Revoke the key ID; the server refuses it within a second."""
-    from homeostat.apikeys import FILE, revoke_key
+    from homeostat.apikeys import FILE, read_keys, revoke_key
     from homeostat.settings import load_settings
 
-    record = revoke_key(load_settings().home / FILE, identity)
+    path = load_settings().home / FILE
+    record = revoke_key(path, identity)
     click.echo(f"revoked {record.id} ({record.name})")
+    if not read_keys(path):
+        click.echo(f"That was the last key. {CLOSED.format(path=path)}")

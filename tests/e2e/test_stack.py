@@ -149,6 +149,10 @@ def test_ctrl_c_stops_everything(start: Callable[..., Started]) -> None:
     life.ends(130, 60)
     assert "Traceback" not in life.output()
     assert "nothing is left running" in life.output()
+    again = start("deployments.life", "digits")
+    again.wait_for("worker start", 200)  # the first figure of a flow run that has ended
+    again.process.send_signal(signal.SIGINT)
+    again.ends(130, 60)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP], ids=["ctrl-c", "the terminal is closed"])

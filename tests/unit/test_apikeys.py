@@ -136,8 +136,13 @@ def test_the_command(tmp_path):
     for text in (listed, json.dumps(as_json)):
         assert key not in text
         assert record.digest not in text
+    create_key(tmp_path / FILE, "till", ["infer"])
     assert run(tmp_path, "revoke", record.id).output == f"revoked {record.id} (shop)\n"
-    assert "There is no key" in run(tmp_path, "list").output
+    closed = f"The server stays closed; on loopback it is open again when {tmp_path / FILE} is deleted."
+    assert closed in run(tmp_path, "revoke", read_keys(tmp_path / FILE)[0].id).output
+    assert run(tmp_path, "list").output == f"There is no key.\n{closed}\n"
+    (tmp_path / FILE).unlink()
+    assert run(tmp_path, "list").output == "There is no key.\n"
     wrong = run(tmp_path, "revoke", record.id)
     assert (wrong.exit_code, "no key" in wrong.output) == (1, True)
 

@@ -77,9 +77,14 @@ def test_version():
 
 
 def test_before_anything_is_rolled_out(home):
-    assert "No model" in good("status")
-    assert json.loads(good("status", "--json")) == {}
-    assert "No model" in good("champion")
+    control = home / "var" / "control.db"
+    assert "No model has been rolled out yet" in good("status")
+    assert f"no control store at {control}" in run("status").stderr
+    assert json.loads(run("status", "--json").stdout) == {}
+    for words in (("champion",), ("history", "digits")):
+        shown = run(*words)
+        assert (shown.exit_code, f"no control store at {control}" in shown.stderr) == (1, True)
+    assert not control.exists(), "to look makes nothing"
     assert "No model" in good("reconcile")
     assert good("ledger", "verify") == "The ledger holds: 0 entries.\n"
     assert not (home / "mlruns").exists()
