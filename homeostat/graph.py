@@ -188,7 +188,7 @@ class _Reader:
             elif number == _EXTERNAL:
                 external = True
             elif number == _NAME and wire == 2:
-                name = self._text(start, stop)
+                name = self._text(start, stop) or "?"
             elif number in (_RAW, _FLOATS, _DOUBLES) and wire != 0:
                 values.append((number, start, stop))
             elif number == _INTEGERS:

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
+from random import Random
 
 import numpy as np
 import onnx
 import pytest
+from google.protobuf.message import DecodeError
 from onnx import TensorProto, helper, numpy_helper
 
 from homeostat import graph
@@ -159,3 +163,89 @@ def test_the_limits_are_the_documented_ones():
     assert f"up to {GOLDEN_ROWS} rows" in text
     assert f"{GOLDEN_TOLERANCE:g} x (1 + its size)" in text
     assert f"{CPU_SECONDS} s of processor time, {WALL_SECONDS:g} s in all, and {MEMORY_BYTES // 1024**3} GiB" in text
+
+
+def _rich(tmp_path: Path) -> bytes:
+    """A little of everything that is read."""
+    inner = onnx.load_from_string(external(tmp_path)).graph
+    nodes = [
+        helper.make_node("If", ["c"], ["y"], then_branch=inner, else_branch=inner),
+        helper.make_node("Gelu", ["y"], ["z"], domain="com.microsoft", name="gelu"),
+        helper.make_node("Constant", [], ["k"], value=numpy_helper.from_array(np.array([1, np.nan], np.float32), "k")),
+    ]
+    weights = [helper.make_tensor("v", TensorProto.DOUBLE, [2], [1.0, np.nan])]
+    model = helper.make_model(helper.make_graph(nodes, "g", [], [], weights))
+    own = [helper.make_opsetid("", 17)]
+    model.functions.append(helper.make_function("own", "f", ["a"], ["b"], [helper.make_node("Neg", ["a"], ["b"])], own))
+    return model.SerializeToString()
+
+
+def _by_onnx(model: onnx.ModelProto) -> tuple[set[tuple[str, str]], int, list[str], list[str]]:
+    """What read_graph finds, by the onnx package: operators, functions, external tensors, those with NaN."""
+    operators, outside, nan = set(), [], []
+
+    def text(value: str | bytes) -> str:
+        return value.decode("utf-8", "replace") if isinstance(value, bytes) else value  # bytes where it is no UTF-8
+
+    def look(tensor: onnx.TensorProto) -> None:
+        if tensor.data_location or tensor.external_data:
+            outside.append(text(tensor.name) or "?")
+        kinds = {TensorProto.FLOAT: np.float32, TensorProto.DOUBLE: np.float64, TensorProto.FLOAT16: np.float16}
+        raw = np.frombuffer(tensor.raw_data, kinds[tensor.data_type]) if tensor.data_type in kinds else ()
+        if any(np.isnan(values).any() for values in (raw, tensor.float_data, tensor.double_data)):
+            nan.append(text(tensor.name) or "?")
+
+    def visit(nodes: Iterable[onnx.NodeProto]) -> None:
+        for node in nodes:
+            operators.add(("" if node.domain == "ai.onnx" else text(node.domain), text(node.op_type)))
+            for attribute in node.attribute:
+                for tensor in ([attribute.t] if attribute.HasField("t") else []) + list(attribute.tensors):
+                    look(tensor)
+                for branch in ([attribute.g] if attribute.HasField("g") else []) + list(attribute.graphs):
+                    inside(branch)
+
+    def inside(graph: onnx.GraphProto) -> None:
+        visit(graph.node)
+        for tensor in graph.initializer:
+            look(tensor)
+        for sparse in graph.sparse_initializer:
+            look(sparse.values)
+            look(sparse.indices)
+
+    inside(model.graph)
+    for training in model.training_info:
+        inside(training.initialization)
+        inside(training.algorithm)
+    for function in model.functions:
+        visit(function.node)
+    return operators, len(model.functions), outside, nan
+
+
+def test_mutated_bytes_are_read_as_protobuf_reads_them(tmp_path):
+    """What both accept, both understand: no byte hides a node or a weight from this reader."""
+    data, random, both = _rich(tmp_path), Random(30), 0
+    for _ in range(8000):
+        changed = bytearray(data)
+        for _ in range(random.randint(1, 3)):
+            at, other = random.randrange(len(changed)), random.randrange(len(changed))
+            length = random.randint(1, 24)
+            match random.randrange(4):
+                case 0:
+                    changed[at] ^= 1 << random.randrange(8)
+                case 1:
+                    changed[at] = random.choice([0, 1, 0x0A, 0x12, 0x3A, 0x2A, 0x7A, 0x80, 0xFF, *b"abf"])
+                case 2:
+                    changed[at : at + length] = changed[other : other + length]
+                case _:
+                    changed[at:at] = changed[other : other + length]
+        try:
+            model, found = onnx.ModelProto.FromString(bytes(changed)), read_graph(bytes(changed))
+            expected = _by_onnx(model)
+        except (DecodeError, BundleInvalid, ValueError):  # the last: raw bytes that are no whole numbers
+            continue
+        both += 1
+        operators, functions, outside, nan = expected
+        assert (found.operators, found.functions) == (operators, functions)
+        assert not Counter(outside) - Counter(found.external), "this reader is the stricter one"
+        assert not Counter(nan) - Counter(found.nan)
+    assert both > 1000
