@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -182,7 +183,9 @@ def test_a_row_that_went_back_is_followed_and_reported(plane, caplog):
     one, two = make_bundle(plane.home, 1), make_bundle(plane.home, 2)
     plane.store.put(rollout(two, 7, previous=one))
     plane.repository.poll()
-    assert caplog.messages == []
+    assert [
+        record for record in caplog.records if record.levelno >= logging.WARNING
+    ] == []  # INFO: as other tests leave it
     plane.store.put(rollout(one, 1))
     plane.repository.poll()
     assert answer(plane) == ("1", [4.0])
