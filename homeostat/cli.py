@@ -23,6 +23,7 @@ from homeostat.console import (
 from homeostat.errors import HomeostatError, NotFound
 from homeostat.keycommands import key
 from homeostat.rollout_commands import rollout
+from homeostat.trafficcommands import traffic
 
 if TYPE_CHECKING:
     from homeostat.control.store import ControlStore
@@ -65,6 +66,7 @@ def main() -> None:
 
 
 main.add_command(key)
+main.add_command(traffic)
 
 
 # -- projects and the server ---------------------------------------------------------------------

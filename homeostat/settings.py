@@ -29,6 +29,12 @@ class Settings(BaseSettings):
     bundles_url: str = Field(default="", description="fsspec URL of the bundle store; default HOME/bundles")
     control_url: str = Field(default="", description="SQLAlchemy URL of the control store; default SQLite in HOME")
     traffic: Path | None = Field(default=None, description="SQLite file of captured traffic; default HOME/traffic.db")
+    traffic_days: float = Field(
+        default=90.0, ge=0, description="captured traffic is deleted after so many days; default 90, 0: never"
+    )
+    traffic_gigabytes: float = Field(
+        default=10.0, ge=0, description="what captured traffic may take of the disk; default 10, 0: no limit"
+    )
     mlflow_url: str = Field(default="", description="MLflow tracking URI; default SQLite under mlruns/")
     server_url: str = Field(default="http://127.0.0.1:8080", description="where the model server answers")
     host: str = Field(default="127.0.0.1", description="address that the model server binds to")

@@ -1,13 +1,11 @@
-"""Captured requests, answers and late labels, read from the server's SQLite file beside its writer."""
+"""Captured requests, answers and late labels as rows, decoded from a snapshot of the capture."""
 
 from __future__ import annotations
 
 import json
 import logging
-import sqlite3
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -16,22 +14,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from homeostat.dataset import Array
-from homeostat.errors import DataInvalid, Unavailable
+from homeostat.errors import DataInvalid
+from homeostat.monitoring.snapshot import Entry, Wanted, open_snapshot
 from homeostat.tensors import unpack
 
 logger = logging.getLogger(__name__)
-
-SCHEMA_VERSION = 3
-"""PRAGMA user_version of the files that the server writes and that are understood here."""
-NEWEST_LABEL = (
-    "(SELECT l.labels FROM label l WHERE l.request_id = r.request_id AND l.model IN (r.model, '') "
-    "ORDER BY l.sequence DESC LIMIT 1)"
-)
-"""Of a request r: the labels that came last for its model, or for no model by name."""
-ANSWERED = "r.model = ? AND r.time >= ? AND r.arm != 'shadow'"
-"""Of requests r: those of a model since a time; what a shadow answered, nobody got."""
-CHUNK = 500
-"""Requests fetched by one statement; SQLite allows 999 parameters in its oldest builds."""
 
 
 @dataclass(frozen=True)
@@ -141,24 +128,15 @@ def read_rows(
     When there are more than max_rows, whole requests are drawn at random by `seed`, so that the
     sample speaks for the window. A missing or empty file means no rows. A request or label that
     cannot be decoded is left out and named in `unreadable`. Raises DataInvalid when the file is
-    not a SQLite database, Unavailable when it is locked or of another schema.
+    not a SQLite database or a Parquet file is damaged, Unavailable when it is locked or of another schema.
     """
     if not traffic.is_file():
         return TrafficRows()
-    where, values = f"{ANSWERED} AND r.time < ?", [model, unix_seconds(start), unix_seconds(end)]
-    if version is not None:
-        where, values = where + " AND r.version = ?", [*values, version]
-    if labelled_only:
-        where += f" AND {NEWEST_LABEL} IS NOT NULL"
-    with open_snapshot(traffic) as connection:
-        if not has_tables(connection, traffic):
-            return TrafficRows()
-        index = connection.execute(
-            f"SELECT r.rowid, r.rows FROM request r WHERE {where} ORDER BY r.time, r.request_id",  # noqa: S608
-            values,
-        ).fetchall()
-        found = sum(rows for _, rows in index if isinstance(rows, int) and rows > 0)
-        requests, unreadable = _decode_all(_fetch(connection, _sample(index, max_rows, seed)))
+    wanted = Wanted(model, unix_seconds(start), unix_seconds(end), version=version, labelled_only=labelled_only)
+    with open_snapshot(traffic) as snapshot:
+        index = snapshot.index(wanted)
+        found = sum(entry.rows for entry in index if isinstance(entry.rows, int) and entry.rows > 0)
+        requests, unreadable = _decode_all(snapshot.fetch(model, _sample(index, max_rows, seed)))
     requests, odd = _same_signature(requests)
     rows = _stack(requests, found, (*unreadable, *odd))
     if rows.unreadable:
@@ -170,58 +148,17 @@ def read_rows(
     return rows.take(np.sort(np.random.default_rng(seed).choice(len(rows), max_rows, replace=False)))
 
 
-@contextmanager
-def open_snapshot(traffic: Path) -> Iterator[sqlite3.Connection]:
-    """Open read-only, in one transaction: a writer goes on (WAL), and we see one moment of it."""
-    try:
-        with closing(sqlite3.connect(f"{traffic.resolve().as_uri()}?mode=ro", uri=True, timeout=10)) as connection:
-            connection.isolation_level = None
-            connection.execute("BEGIN")
-            yield connection
-    except sqlite3.OperationalError as error:
-        raise Unavailable(f"captured traffic {traffic} cannot be read now: {error}; try again") from error
-    except sqlite3.DatabaseError as error:
-        raise DataInvalid(
-            f"captured traffic {traffic} is damaged: {error}; move it away, the server starts a new one"
-        ) from error
-
-
-def has_tables(connection: sqlite3.Connection, traffic: Path) -> bool:
-    """Return whether the server has made its tables; raises Unavailable when they are of another schema."""
-    (version,) = connection.execute("PRAGMA user_version").fetchone()
-    if version == SCHEMA_VERSION:
-        return True
-    if version == 0 and not connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'request'").fetchone():
-        return False
-    raise Unavailable(
-        f"captured traffic {traffic} has schema {version}, not {SCHEMA_VERSION}; "
-        "the model server brings an older one up to date when it starts"
-    )
-
-
-def _sample(index: Sequence[tuple[int, Any]], max_rows: int, seed: int) -> list[int]:
-    """Return rowids whose rows add up to at least max_rows (all, when there are fewer), in the index's order."""
-    sizes = np.array([rows if isinstance(rows, int) and rows > 0 else 1 for _, rows in index], dtype=np.int64)
+def _sample(index: Sequence[Entry], max_rows: int, seed: int) -> list[Entry]:
+    """Return entries whose rows add up to at least max_rows (all, when there are fewer), in the index's order."""
+    sizes = np.array([e.rows if isinstance(e.rows, int) and e.rows > 0 else 1 for e in index], dtype=np.int64)
     if sizes.sum() <= max_rows:
-        return [rowid for rowid, _ in index]
+        return list(index)
     order = np.random.default_rng(seed).permutation(len(index))
     enough = int(np.searchsorted(np.cumsum(sizes[order]), max_rows)) + 1
-    return [index[position][0] for position in np.sort(order[:enough])]
+    return [index[position] for position in np.sort(order[:enough])]
 
 
-def _fetch(connection: sqlite3.Connection, rowids: Sequence[int]) -> Iterator[tuple[Any, ...]]:
-    for first in range(0, len(rowids), CHUNK):
-        chunk = rowids[first : first + CHUNK]
-        marks = ", ".join("?" * len(chunk))
-        yield from connection.execute(
-            "SELECT r.request_id, r.time, r.version, r.entity_id, r.rows, r.inputs, r.outputs, r.milliseconds, "  # noqa: S608
-            f"r.arm, r.slices, r.masking, {NEWEST_LABEL} FROM request r WHERE r.rowid IN ({marks}) "
-            "ORDER BY r.time, r.request_id",
-            chunk,
-        )
-
-
-def _decode_all(records: Iterator[tuple[Any, ...]]) -> tuple[list[_Request], list[str]]:
+def _decode_all(records: Iterable[tuple[Any, ...]]) -> tuple[list[_Request], list[str]]:
     requests, unreadable = [], []
     for record in records:
         request_id, rows, text = str(record[0]), record[4], record[-1]

@@ -12,16 +12,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from homeostat.dataset import Array, Dataset
-from homeostat.monitoring.traffic import (
-    ANSWERED,
-    NEWEST_LABEL,
-    TrafficRows,
-    has_tables,
-    open_snapshot,
-    read_labels,
-    read_rows,
-    unix_seconds,
-)
+from homeostat.monitoring.snapshot import Wanted, open_snapshot
+from homeostat.monitoring.traffic import TrafficRows, read_labels, read_rows, unix_seconds
 from homeostat.records import Window
 
 if TYPE_CHECKING:
@@ -114,17 +106,10 @@ def count_labelled(traffic: Path, model: str, since: datetime) -> int:
     """Return how many rows to learn from, answered since a time by any version, have a label; 0 without a file."""
     if not traffic.is_file():
         return 0
-    with open_snapshot(traffic) as connection:
-        if not has_tables(connection, traffic):
-            return 0
-        found = connection.execute(
-            f"SELECT r.rows, {NEWEST_LABEL} FROM request r WHERE {ANSWERED} AND r.masking IS NULL",  # noqa: S608
-            (model, unix_seconds(since)),
-        ).fetchall()
+    with open_snapshot(traffic) as snapshot:
+        found = list(snapshot.labelled(Wanted(model, unix_seconds(since))))
     count = 0
     for rows, text in found:
-        if text is None:
-            continue
         try:
             count += int(np.isfinite(read_labels(text, rows)).sum())
         except (ValueError, TypeError):

@@ -22,7 +22,7 @@ from homeostat.serving.access.exposure import check_exposure, make_tls, parse_ho
 from homeostat.serving.accesslog import AccessLog
 from homeostat.serving.blackbox import Guard, Killers
 from homeostat.serving.board import Board
-from homeostat.serving.capture.recorder import Recorder
+from homeostat.serving.capture.recorder import Recorder, Retention
 from homeostat.serving.dataplane import DataPlane
 from homeostat.serving.gauges import Gauges
 from homeostat.serving.grpc.listener import GrpcListener
@@ -157,7 +157,9 @@ def serve(settings: Settings, post: Post) -> None:
     if not post.listening:
         post.announce(listening, settings.workers, place)
     metrics = Metrics()
-    recorder = Recorder(settings.traffic_path)
+    recorder = Recorder(
+        settings.traffic_path, retention=Retention(settings.traffic_days, settings.traffic_gigabytes * 1e9)
+    )
     repository = Repository(
         connect=lambda: _connect(settings.control_url),
         public_key=lambda: load_public_key(settings.home),

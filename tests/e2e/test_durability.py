@@ -8,6 +8,8 @@ import os
 import re
 import signal
 import sqlite3
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -16,6 +18,7 @@ from pathlib import Path
 
 import pytest
 
+from homeostat.monitoring.snapshot import Wanted, open_snapshot
 from tests.e2e.test_server import Server
 
 pytestmark = pytest.mark.e2e
@@ -128,6 +131,40 @@ def test_kill_9_of_the_writer_under_load_loses_and_doubles_nothing(served):
     assert sorted(row[0] for row in served.captured()) == sorted(answered)
     assert sorted(row[1] for row in served.captured("label")) == sorted(labelled)
     written = len(answered) + len(labelled)
+    assert served.line("stopped") == (
+        f"stopped; {written + repeated} captured = {written} written + {repeated} duplicates + 0 dropped"
+    )
+
+
+def test_kill_9_of_whatever_moves_requests_to_parquet_loses_and_doubles_nothing(served):
+    traffic, load = served.home / "traffic.db", Load(served.port)
+    command = [sys.executable, "-m", "homeostat.serving.capture.rolling", str(traffic), "0", "0"]
+    try:
+        for kill in range(12):
+            more = metric(served, "capture_written_total") + 50
+            served.wait(lambda more=more: metric(served, "capture_written_total") >= more)
+            process = subprocess.Popen(command, env=served.environment, stderr=subprocess.DEVNULL)
+            try:
+                process.wait(0.3 + 0.06 * kill)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+            if kill % 4 == 3:
+                (writer,) = served.writers()
+                os.kill(writer, signal.SIGKILL)
+                served.wait(lambda kill=kill: metric(served, "capture_restarts_total") == kill // 4 + 1)
+    finally:
+        load.end()
+    served.process.send_signal(signal.SIGTERM)
+    assert served.process.wait(20) == 0
+    assert subprocess.run(command, env=served.environment, check=False).returncode == 0
+    answered, labelled = load.answered(), load.labelled()
+    with open_snapshot(traffic) as snapshot:
+        index = snapshot.index(Wanted("toy", 0))
+        assert sorted(entry.request_id for entry in index) == sorted(answered)
+        assert sum(record[-1] is not None for record in snapshot.fetch("toy", index)) == len(labelled)
+    assert served.captured() == [], "all of it is in Parquet"
+    written, repeated = len(answered) + len(labelled), sum(client.repeated for client in load.clients)
     assert served.line("stopped") == (
         f"stopped; {written + repeated} captured = {written} written + {repeated} duplicates + 0 dropped"
     )

@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 from collections import deque
+from dataclasses import dataclass
 from pathlib import Path
 
 from homeostat.serving.capture.writer import ACK
@@ -29,6 +30,20 @@ DEATHS = 3
 """A batch in flight through so many deaths of the writer is dropped and counted."""
 
 
+@dataclass(frozen=True)
+class Retention:
+    """How long, and how much, captured traffic is kept; 0 is no limit."""
+
+    max_days: float = 90.0
+    max_bytes: float = 10e9
+    roll_seconds: float = 3600.0
+    """Between two moves of requests to Parquet."""
+
+    def arguments(self) -> list[str]:
+        """Return it as the writer takes it."""
+        return [str(self.max_days), str(self.max_bytes), str(self.roll_seconds)]
+
+
 def _ready(descriptor: int, event: int, seconds: float) -> bool:
     poll = select.poll()  # select() fails on descriptors over 1023, which a busy server has
     poll.register(descriptor, event)
@@ -44,8 +59,8 @@ class Recorder:
     `restarts` of the writer.
     """
 
-    def __init__(self, path: Path, *, buffer_bytes: int = BUFFER_BYTES) -> None:
-        self.path = path
+    def __init__(self, path: Path, *, buffer_bytes: int = BUFFER_BYTES, retention: Retention | None = None) -> None:
+        self.path, self.retention = path, retention or Retention()
         self.captured = self.written = self.duplicates = self.dropped = self.restarts = 0
         self._limit = buffer_bytes
         self._lock = threading.Lock()
@@ -115,7 +130,7 @@ class Recorder:
 
     def _spawn(self) -> None:
         self._writer = subprocess.Popen(
-            [sys.executable, "-m", "homeostat.serving.capture.writer", str(self.path)],
+            [sys.executable, "-m", "homeostat.serving.capture.writer", str(self.path), *self.retention.arguments()],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             bufsize=0,

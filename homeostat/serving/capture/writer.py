@@ -1,6 +1,7 @@
 """The capture writer: a process of its own that takes frames from stdin into SQLite and leaves when they end.
 
-No library beyond Python's own, so that it starts in a moment and stays small. A frame is `<IBIII`:
+No library beyond Python's own, so that it starts in a moment and stays small; a process that it starts
+now and then moves what is written to Parquet (rolling.py). A frame is `<IBIII`:
 length of what follows the length, kind, and the lengths of its three parts (JSON, inputs,
 outputs). Every commit is acknowledged on stdout with two numbers (uint64 LE): the frames
 committed so far, and how many of them were a second use of a request id. Ctrl-C and SIGTERM
@@ -13,9 +14,11 @@ import contextlib
 import json
 import logging
 import os
+import select
 import signal
 import sqlite3
 import struct
+import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -26,6 +29,10 @@ REQUEST, LABELS = 1, 2
 HEAD = struct.Struct("<IBIII")
 ACK = struct.Struct("<QQ")
 READ_BYTES = 1 << 20
+ROLL_BYTES = 256 * 1024 * 1024
+"""Growth of the file after which it is rolled before its time."""
+JOURNAL_BYTES = 64 * 1024 * 1024
+"""What stays of the journal after a large transaction."""
 
 log = logging.getLogger(__name__)
 
@@ -42,6 +49,16 @@ TABLES = (
     # a shadow answers the same request as the arm that is answered from
     "CREATE UNIQUE INDEX request_id ON request (model, request_id, (arm = 'shadow'))",
     "CREATE INDEX request_time ON request (model, time)",
+    # a Parquet file; it counts while it is not pending
+    """CREATE TABLE part (
+  part INTEGER PRIMARY KEY, path TEXT NOT NULL UNIQUE, model TEXT NOT NULL, version INTEGER NOT NULL,
+  date TEXT NOT NULL, rows INTEGER NOT NULL, pending INTEGER NOT NULL
+)""",
+    # the requests that are in Parquet: what tells a second use of an id
+    """CREATE TABLE rolled (
+  request_id TEXT NOT NULL, model TEXT NOT NULL, shadow INTEGER NOT NULL, time REAL, milliseconds REAL,
+  part INTEGER NOT NULL, PRIMARY KEY (request_id, model, shadow)
+) WITHOUT ROWID""",
     # model is empty where the client named none; sequence is the order of arrival
     """CREATE TABLE label (
   sequence INTEGER PRIMARY KEY, request_id TEXT NOT NULL, model TEXT NOT NULL, time REAL, labels TEXT,
@@ -85,10 +102,16 @@ TAKE_OVER = {
 # One row changes when the request is new, and when it comes again because a writer died after its
 # commit (the same times, to the last bit); none changes at a second use of the id.
 INSERT_REQUEST = (
-    "INSERT INTO request VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) "
+    "INSERT INTO request SELECT ?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14 "
+    "WHERE NOT EXISTS (SELECT 1 FROM rolled WHERE request_id = ?1 AND model = ?3 AND shadow = (?11 = 'shadow')) "
     "ON CONFLICT (model, request_id, (arm = 'shadow')) "
     "DO UPDATE SET time = excluded.time "
     "WHERE request.time IS excluded.time AND request.milliseconds IS excluded.milliseconds"
+)
+# Likewise of one that has been moved to Parquet since that writer's commit.
+AGAIN = (
+    "UPDATE rolled SET part = part WHERE request_id = ?1 AND model = ?3 AND shadow = (?11 = 'shadow') "
+    "AND time IS ?2 AND milliseconds IS ?10"
 )
 REPLACE_LABEL = "INSERT OR REPLACE INTO label (request_id, model, time, labels) VALUES (?, ?, ?, ?)"
 
@@ -121,8 +144,10 @@ def connect(path: str) -> sqlite3.Connection:
     os.umask(0o077)
     database = sqlite3.connect(path, timeout=30, isolation_level=None)
     database.execute("PRAGMA page_size = 8192")  # rows of a few kB: half the processor time of 4096
+    database.execute("PRAGMA auto_vacuum = INCREMENTAL")  # of a new file: what is deleted is given back
     database.execute("PRAGMA journal_mode = WAL")
     database.execute("PRAGMA synchronous = FULL")  # what is acknowledged survives a power cut; 0.5 ms a commit
+    database.execute(f"PRAGMA journal_size_limit = {JOURNAL_BYTES}")
     try:
         migrate(database, path)
     except BaseException:
@@ -177,20 +202,73 @@ def store(database: sqlite3.Connection, batch: list[tuple[int, bytes, bytes, byt
             labels.extend((*key, json.dumps(numbers)) for *key, numbers in values)
     database.execute("BEGIN IMMEDIATE")
     written = database.executemany(INSERT_REQUEST, requests).rowcount if requests else 0
+    if written < len(requests):
+        written += database.executemany(AGAIN, [values[:11] for values in requests]).rowcount
     database.executemany(REPLACE_LABEL, labels)
     database.execute("COMMIT")
     return len(requests) - written
 
 
-def main(path: str) -> int:
+def live_bytes(database: sqlite3.Connection) -> int:
+    """Return the size of what the file holds, without the pages that are free."""
+    pages, free, size = (
+        database.execute(f"PRAGMA {name}").fetchone()[0] for name in ("page_count", "freelist_count", "page_size")
+    )
+    return int((pages - free) * size)
+
+
+class Roller:
+    """Starts a process that rolls, each hour and when the file has grown; one at a time."""
+
+    def __init__(self, database: sqlite3.Connection, arguments: list[str], roll_seconds: float) -> None:
+        """Roll first after a tenth of roll_seconds. arguments: of the process."""
+        self._database, self._arguments, self._seconds = database, arguments, roll_seconds
+        self._due = time.monotonic() + roll_seconds / 10
+        self._base = 0
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def wait_seconds(self) -> float:
+        """How long nothing needs to be looked after."""
+        return 1.0 if self._process else max(0.0, self._due - time.monotonic())
+
+    def look(self) -> None:
+        """Start what is due, or see whether it has ended."""
+        now = time.monotonic()
+        if self._process is not None:
+            if self._process.poll() is not None:
+                self._process, self._base = None, live_bytes(self._database)
+                self._due = now + self._seconds
+        elif now >= self._due or live_bytes(self._database) > self._base + ROLL_BYTES:
+            command = [sys.executable, "-m", "homeostat.serving.capture.rolling", *self._arguments]
+            # stdout is where commits are acknowledged
+            self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+
+    def close(self) -> None:
+        """End the process: it can be ended at any moment."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+
+
+def main(path: str, max_days: str, max_bytes: str, roll_seconds: str) -> int:
     """Write until stdin ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     log_to_stderr()
     os.nice(5)  # answering comes first
     database = connect(path)
+    roller = Roller(database, [path, max_days, max_bytes], float(roll_seconds))
+    stdin = select.poll()
+    stdin.register(0, select.POLLIN)
     buffer, done, duplicates = bytearray(), 0, 0
-    while data := os.read(0, READ_BYTES):
+    while True:
+        roller.look()
+        if not stdin.poll(roller.wait_seconds * 1000):
+            continue
+        data = os.read(0, READ_BYTES)
+        if not data:
+            break
         buffer += data
         batch = list(frames(buffer))
         if batch:
@@ -198,9 +276,10 @@ def main(path: str) -> int:
             done += len(batch)
             with contextlib.suppress(BrokenPipeError):  # the server is gone; stdin may still hold its last frames
                 os.write(1, ACK.pack(done, duplicates))
+    roller.close()
     database.close()
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1]))
+    sys.exit(main(*sys.argv[1:]))

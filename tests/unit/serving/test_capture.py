@@ -11,7 +11,7 @@ import time
 import numpy as np
 import pytest
 
-from homeostat.monitoring import traffic
+from homeostat.monitoring import snapshot
 from homeostat.serving.capture import writer
 from homeostat.serving.capture.recorder import Recorder
 from homeostat.serving.capture.writer import LABELS, REQUEST, connect, frame, frames, store
@@ -191,7 +191,7 @@ def test_the_second_schema_is_brought_up_to_date(tmp_path, caplog):
     assert table(path, "label") == labelled, "the order of arrival stays"
     assert write(database, request("r1", 9.0), request("r1", 9.0, "other"), request("r1", 9.0, arm="shadow")) == 1
     found = database.execute("SELECT name FROM sqlite_master WHERE name NOT LIKE 'sqlite_%'").fetchall()
-    assert sorted(name for (name,) in found) == ["label", "request", "request_id", "request_time"]
+    assert sorted(name for (name,) in found) == ["label", "part", "request", "request_id", "request_time", "rolled"]
 
 
 def test_a_shadow_answers_the_same_request_beside_another_arm(tmp_path):
@@ -217,7 +217,7 @@ def test_a_commit_is_synced(tmp_path):
 
 
 def test_reader_and_writer_agree_on_the_schema():
-    assert traffic.SCHEMA_VERSION == writer.SCHEMA_VERSION
+    assert snapshot.SCHEMA_VERSION == writer.SCHEMA_VERSION
 
 
 def test_everything_is_written_by_the_end(recorder):
