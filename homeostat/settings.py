@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, SecretStr, ValidationError, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from homeostat.errors import ConfigError
@@ -29,6 +29,12 @@ class Settings(BaseSettings):
     bundles_url: str = Field(default="", description="fsspec URL of the bundle store; default HOME/bundles")
     control_url: str = Field(default="", description="SQLAlchemy URL of the control store; default SQLite in HOME")
     traffic: Path | None = Field(default=None, description="SQLite file of captured traffic; default HOME/traffic.db")
+    traffic_key: SecretStr | None = Field(
+        default=None, description="encrypts captured traffic: 32 bytes in base64; older keys after a comma"
+    )
+    traffic_key_file: Path | None = Field(
+        default=None, description="the same from a file (mode 600), a key on each line, the one to use first"
+    )
     traffic_days: float = Field(
         default=90.0, ge=0, description="captured traffic is deleted after so many days; default 90, 0: never"
     )
@@ -78,7 +84,7 @@ class Settings(BaseSettings):
         home = root / str(values.get("home") or "var")
         values["root"], values["home"] = root, home
         values["traffic"] = root / str(values.get("traffic") or home / "traffic.db")
-        for name in ("tls_certificate", "tls_key", "tls_client_ca", "jwt_keys"):
+        for name in ("tls_certificate", "tls_key", "tls_client_ca", "jwt_keys", "traffic_key_file"):
             values[name] = root / str(values[name]) if values.get(name) else None
         values["bundles_url"] = values.get("bundles_url") or f"file://{home}/bundles"
         values["control_url"] = values.get("control_url") or f"sqlite:///{home}/control.db"

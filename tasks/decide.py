@@ -9,6 +9,7 @@ from prefect.runtime import flow_run
 from homeostat.control.store import ControlStore
 from homeostat.policy.retraining import Trigger, decide_retrain
 from homeostat.records import Verdict
+from homeostat.sealing import load_keyring
 from tasks.stage import open_project, stage
 
 
@@ -20,9 +21,8 @@ def decide_whether_to_retrain(project: str, trigger: Trigger) -> Verdict:
     at = open_project(project)
     store, now = ControlStore(at.settings.control_url), datetime.now(UTC)
     last = store.last(at.config.name, "retrain")
-    labelled = count_labelled(
-        at.settings.traffic_path, at.config.name, now - timedelta(days=at.config.retrain.traffic_days)
-    )
+    since = now - timedelta(days=at.config.retrain.traffic_days)
+    labelled = count_labelled(at.settings.traffic_path, at.config.name, since, load_keyring(at.settings))
     verdict = decide_retrain(
         trigger, datetime.fromisoformat(last.time) if last else None, now, labelled, at.config.retrain
     )

@@ -13,6 +13,7 @@ from homeostat.control.store import ControlStore
 from homeostat.dataset import write_artifact
 from homeostat.errors import NotFound
 from homeostat.records import BundleRef, Monitoring
+from homeostat.sealing import load_keyring
 from tasks.stage import open_project, stage
 
 
@@ -48,6 +49,7 @@ def observe(project: str, since: datetime | None) -> Monitoring:
         champion_since=datetime.fromisoformat(row.since),
         now=now,
         seed=at.config.train.seed,
+        keys=load_keyring(at.settings),
     )
     written = write_artifact(folder / "monitoring.json", json.dumps(asdict(found), indent=1).encode())
     files = [Path(written.path), *(Path(path) for path in found.reports)]

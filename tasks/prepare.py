@@ -4,6 +4,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from homeostat.records import DatasetRecord, RunRef
+from homeostat.sealing import load_keyring
 from tasks.stage import open_project, stage
 
 
@@ -17,7 +18,9 @@ def prepare(run: RunRef, with_traffic: bool) -> DatasetRecord:
     traffic = None
     if with_traffic:
         since = datetime.now(UTC) - timedelta(days=at.config.retrain.traffic_days)
-        traffic = labelled_traffic(at.settings.traffic_path, at.config.name, since, at.project.load_data())
+        traffic = labelled_traffic(
+            at.settings.traffic_path, at.config.name, since, at.project.load_data(), keys=load_keyring(at.settings)
+        )
     split = at.settings.home / "splits" / f"{at.config.name}.npz"
     record = prepare_data(at.project, at.config, Path(run.workspace), traffic, split)
     counts = record.rows | {f"from_{source}": rows for source, rows in record.sources.items()}

@@ -22,6 +22,7 @@ from homeostat.monitoring.traffic import TrafficRows
 from homeostat.monitoring.window import read_window
 from homeostat.project import Project
 from homeostat.records import Comparison, Monitoring
+from homeostat.sealing import Keyring
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -45,14 +46,16 @@ def monitor(
     champion_since: datetime,
     now: datetime,
     seed: int,
+    keys: Keyring | None = None,
 ) -> Monitoring:
     """Hold what the live version answered from `since` to `now` against its reference.
 
     version, onnx, reference: the live version's, out of its bundle. predecessor: (version, ONNX
     graph) of the champion before it, which is replayed on all labelled rows answered since
-    `champion_since`; rows from before that time, or of another version, never count. Writes
+    `champion_since`; rows from before that time, or of another version, never count. keys: of
+    encrypted traffic. Writes
     window.parquet and the reports into `workspace`. Raises BundleInvalid (reference), DataInvalid
-    or Unavailable (capture), MonitoringFailed (drift report).
+    ConfigError or Unavailable (capture), MonitoringFailed (drift report).
     """
     since, champion_since, now = (_utc(moment) for moment in (since, champion_since, now))
     expected = load_reference(reference)
@@ -69,13 +72,22 @@ def monitor(
         workspace,
         version,
         seed=seed,
+        keys=keys,
         to_frame=to_frame,
     )
     labelled = usable_labels(rows, config.task)
     drift = _drift(project, config, expected, rows, workspace, html=len(labelled) > 0)
     quality_reports, no_report = _quality_reports(config, expected, labelled, workspace)
     comparison, no_comparison = _comparison(
-        project, config, (version, onnx), predecessor, traffic=traffic, since=champion_since, now=now, seed=seed
+        project,
+        config,
+        (version, onnx),
+        predecessor,
+        traffic=traffic,
+        since=champion_since,
+        now=now,
+        seed=seed,
+        keys=keys,
     )
     p50, p99 = latency(rows)
     return Monitoring(
@@ -109,11 +121,12 @@ def _comparison(
     since: datetime,
     now: datetime,
     seed: int,
+    keys: Keyring | None,
 ) -> tuple[Comparison | None, tuple[str, ...]]:
     """Compare with the predecessor; where these rows do not allow it, return a note instead."""
     try:
         return beside_predecessor(
-            project, config, live, predecessor, traffic=traffic, since=since, now=now, seed=seed
+            project, config, live, predecessor, traffic=traffic, since=since, now=now, seed=seed, keys=keys
         ), ()
     except (GateFailed, ConfigError) as error:
         logger.warning("%s: not compared with its predecessor: %s", config.name, error)

@@ -16,6 +16,7 @@ from homeostat.monitoring.traffic import TrafficRows, read_rows
 from homeostat.monitoring.window import possible_classes
 from homeostat.project import Project
 from homeostat.records import Comparison, Interval, Task
+from homeostat.sealing import Keyring
 
 MIN_LABELLED = 10
 """With fewer labelled rows an interval says nothing."""
@@ -47,6 +48,7 @@ def beside_predecessor(
     since: datetime,
     now: datetime,
     seed: int,
+    keys: Keyring | None = None,
 ) -> Comparison | None:
     """Replay both versions' graphs on the labelled rows that the live version has answered since it became champion.
 
@@ -67,6 +69,7 @@ def beside_predecessor(
         version=version,
         labelled_only=True,
         seed=seed,
+        keys=keys,
     )
     if rows.masking is not None:
         raise GateFailed("captured inputs are masked (serve.masking), so that no version can answer them again")

@@ -99,7 +99,7 @@ class Snapshot:
         return sorted(entries, key=lambda entry: entry[:2])
 
     def fetch(self, model: str, entries: Sequence[Entry]) -> list[tuple[Any, ...]]:
-        """Return the requests, oldest first: RECORD, then the newest labels as text or None."""
+        """Return the requests, oldest first: RECORD, then the newest labels or None."""
         places = defaultdict(list)
         for entry in entries:
             places[entry.part].append(entry.place)
@@ -115,17 +115,17 @@ class Snapshot:
                 records.append((*(row[name] for name in RECORD), labels.get(row["request_id"])))
         return sorted(records, key=lambda record: (record[1], record[0]))
 
-    def labelled(self, wanted: Wanted) -> Iterator[tuple[Any, Any]]:
-        """Yield the row count and the newest labels, as text, of the labelled requests that are not masked."""
+    def labelled(self, wanted: Wanted) -> Iterator[tuple[str, Any, Any]]:
+        """Yield id, row count and newest labels of the labelled requests that are not masked."""
         yield from self._connection.execute(
-            f"SELECT * FROM (SELECT r.rows, {NEWEST_LABEL} AS labels FROM request r "  # noqa: S608
+            f"SELECT * FROM (SELECT r.request_id, r.rows, {NEWEST_LABEL} AS labels FROM request r "  # noqa: S608
             f"WHERE {ANSWERED} AND r.masking IS NULL) WHERE labels IS NOT NULL",
             (wanted.model, wanted.start, wanted.end),
         )
         labels = self._labels(wanted.model)
         for _, row, _ in self._rolled(wanted, ("rows", "masking")):
             if row["masking"] is None and row["request_id"] in labels:
-                yield row["rows"], labels[row["request_id"]]
+                yield row["request_id"], row["rows"], labels[row["request_id"]]
 
     def _labels(self, model: str) -> dict[str, Any]:
         """Return request id -> newest labels, for every label that a model's request may have."""
@@ -186,7 +186,7 @@ class _Empty(Snapshot):
     def index(self, wanted: Wanted) -> list[Entry]:
         return []
 
-    def labelled(self, wanted: Wanted) -> Iterator[tuple[Any, Any]]:
+    def labelled(self, wanted: Wanted) -> Iterator[tuple[str, Any, Any]]:
         return iter(())
 
 

@@ -16,6 +16,7 @@ import numpy as np
 from homeostat.dataset import Array
 from homeostat.errors import DataInvalid
 from homeostat.monitoring.snapshot import Entry, Wanted, open_snapshot
+from homeostat.sealing import Keyring
 from homeostat.tensors import unpack
 
 logger = logging.getLogger(__name__)
@@ -122,13 +123,15 @@ def read_rows(
     version: int | None = None,
     labelled_only: bool = False,
     seed: int = 0,
+    keys: Keyring | None = None,
 ) -> TrafficRows:
     """Return a model's answered rows with start <= time < end, each with its newest label, if it has one.
 
     When there are more than max_rows, whole requests are drawn at random by `seed`, so that the
-    sample speaks for the window. A missing or empty file means no rows. A request or label that
-    cannot be decoded is left out and named in `unreadable`. Raises DataInvalid when the file is
-    not a SQLite database or a Parquet file is damaged, Unavailable when it is locked or of another schema.
+    sample speaks for the window. A missing or empty file means no rows. keys: of encrypted traffic.
+    A request or label that cannot be decoded is left out and named in `unreadable`. Raises
+    DataInvalid when the file is not a SQLite database or a Parquet file is damaged, ConfigError
+    when a key is missing, Unavailable when the file is locked or of another schema.
     """
     if not traffic.is_file():
         return TrafficRows()
@@ -136,7 +139,9 @@ def read_rows(
     with open_snapshot(traffic) as snapshot:
         index = snapshot.index(wanted)
         found = sum(entry.rows for entry in index if isinstance(entry.rows, int) and entry.rows > 0)
-        requests, unreadable = _decode_all(snapshot.fetch(model, _sample(index, max_rows, seed)))
+        requests, unreadable = _decode_all(
+            snapshot.fetch(model, _sample(index, max_rows, seed)), keys or Keyring(), model
+        )
     requests, odd = _same_signature(requests)
     rows = _stack(requests, found, (*unreadable, *odd))
     if rows.unreadable:
@@ -158,26 +163,30 @@ def _sample(index: Sequence[Entry], max_rows: int, seed: int) -> list[Entry]:
     return [index[position] for position in np.sort(order[:enough])]
 
 
-def _decode_all(records: Iterable[tuple[Any, ...]]) -> tuple[list[_Request], list[str]]:
+def _decode_all(records: Iterable[tuple[Any, ...]], keys: Keyring, model: str) -> tuple[list[_Request], list[str]]:
     requests, unreadable = [], []
     for record in records:
         request_id, rows, text = str(record[0]), record[4], record[-1]
         try:
-            request = _decode(record)
+            request = _decode(record, keys, model)
         except (ValueError, TypeError, DataInvalid) as error:
             unreadable.append(f"{request_id}: {error!s:.200}")
             continue
         if text is not None:
             try:
-                request = request._replace(labels=read_labels(text, rows))
-            except (ValueError, TypeError) as error:
+                request = request._replace(labels=read_labels(keys.open(text, "", request_id, "labels"), rows))
+            except (ValueError, TypeError, DataInvalid) as error:
                 unreadable.append(f"{request_id}: labels: {error!s:.200}")
         requests.append(request)
     return requests, unreadable
 
 
-def _decode(record: tuple[Any, ...]) -> _Request:
+def _decode(record: tuple[Any, ...], keys: Keyring, model: str) -> _Request:
     request_id, time, version, entity_id, rows, inputs, outputs, milliseconds, arm, slices, masking, _ = record
+    inputs, outputs, slices = (
+        keys.open(value, model, str(request_id), f"{name} of {arm}")
+        for name, value in (("inputs", inputs), ("outputs", outputs), ("slices", slices))
+    )
     return _Request(
         request_id=str(request_id),
         time=float(time),
@@ -218,7 +227,7 @@ def _tensors(blob: Any, rows: Any) -> dict[str, Array]:
     return tensors
 
 
-def read_labels(text: str, rows: int) -> Array:
+def read_labels(text: str | bytes, rows: int) -> Array:
     """Return the labels [rows] of one request, NaN where there is none; raises ValueError or TypeError."""
     given = json.loads(text)
     if not isinstance(given, list):

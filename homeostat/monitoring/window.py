@@ -12,9 +12,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from homeostat.dataset import Array, Dataset
+from homeostat.errors import DataInvalid
 from homeostat.monitoring.snapshot import Wanted, open_snapshot
 from homeostat.monitoring.traffic import TrafficRows, read_labels, read_rows, unix_seconds
 from homeostat.records import Window
+from homeostat.sealing import Keyring
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -35,16 +37,18 @@ def read_window(
     version: int | None = None,
     *,
     seed: int = 0,
+    keys: Keyring | None = None,
     to_frame: Callable[[Mapping[str, Array], Mapping[str, Array]], pd.DataFrame] | None = None,
 ) -> tuple[Window, TrafficRows]:
     """Read the rows answered between two times (by one version, if given) and write workspace/window.parquet.
 
     to_frame: (inputs, outputs) -> frame [n] whose columns stand in the file beside ids, times,
-    version, milliseconds and label. Sampling and errors as in `read_rows`.
+    version, milliseconds and label. With keys, traffic is encrypted, and no file is written.
+    Sampling and errors as in `read_rows`.
     """
-    rows = read_rows(traffic, model, start, end, max_rows, version=version, seed=seed)
+    rows = read_rows(traffic, model, start, end, max_rows, version=version, seed=seed, keys=keys)
     path = ""
-    if len(rows):
+    if len(rows) and (keys is None or keys.current is None):
         frame = None if to_frame is None else to_frame(rows.inputs, rows.outputs)
         path = str(_write_parquet(rows, frame, workspace / "window.parquet"))
     window = Window(
@@ -68,6 +72,7 @@ def labelled_traffic(
     *,
     max_rows: int = MAX_LABELLED_ROWS,
     seed: int = 0,
+    keys: Keyring | None = None,
 ) -> Dataset | None:
     """Return the labelled rows answered since a time, by any version, in the form of `template`; None without any.
 
@@ -77,7 +82,7 @@ def labelled_traffic(
     input has NaN) or, in classification, when the label is not one of its classes.
     """
     end = datetime.now(UTC) + timedelta(days=1)  # a server's clock may be a little ahead
-    rows = read_rows(traffic, model, since, end, max_rows, labelled_only=True, seed=seed)
+    rows = read_rows(traffic, model, since, end, max_rows, labelled_only=True, seed=seed, keys=keys)
     rows = rows.take(rows.labelled)
     if not len(rows):
         return None
@@ -102,17 +107,18 @@ def labelled_traffic(
     )
 
 
-def count_labelled(traffic: Path, model: str, since: datetime) -> int:
+def count_labelled(traffic: Path, model: str, since: datetime, keys: Keyring | None = None) -> int:
     """Return how many rows to learn from, answered since a time by any version, have a label; 0 without a file."""
     if not traffic.is_file():
         return 0
     with open_snapshot(traffic) as snapshot:
         found = list(snapshot.labelled(Wanted(model, unix_seconds(since))))
     count = 0
-    for rows, text in found:
+    keys = keys or Keyring()
+    for request_id, rows, text in found:
         try:
-            count += int(np.isfinite(read_labels(text, rows)).sum())
-        except (ValueError, TypeError):
+            count += int(np.isfinite(read_labels(keys.open(text, "", request_id, "labels"), rows)).sum())
+        except (ValueError, TypeError, DataInvalid):
             logger.debug("%s: a label that cannot be read does not count: %.200r", traffic, text)
     return count
 

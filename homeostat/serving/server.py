@@ -17,6 +17,7 @@ import uvicorn
 from homeostat.bundle import load_public_key
 from homeostat.errors import ConfigError
 from homeostat.keys import load_salt
+from homeostat.sealing import load_keyring
 from homeostat.serving.access.authorization import Access
 from homeostat.serving.access.exposure import check_exposure, make_tls, parse_host, read_certificate, trusted_proxies
 from homeostat.serving.accesslog import AccessLog
@@ -158,7 +159,9 @@ def serve(settings: Settings, post: Post) -> None:
         post.announce(listening, settings.workers, place)
     metrics = Metrics()
     recorder = Recorder(
-        settings.traffic_path, retention=Retention(settings.traffic_days, settings.traffic_gigabytes * 1e9)
+        settings.traffic_path,
+        key=load_keyring(settings).current,
+        retention=Retention(settings.traffic_days, settings.traffic_gigabytes * 1e9),
     )
     repository = Repository(
         connect=lambda: _connect(settings.control_url),

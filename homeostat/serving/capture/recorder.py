@@ -15,7 +15,7 @@ from collections import deque
 from dataclasses import dataclass
 from pathlib import Path
 
-from homeostat.serving.capture.writer import ACK
+from homeostat.serving.capture.writer import ACK, KEY, frame
 
 log = logging.getLogger(__name__)
 
@@ -59,8 +59,16 @@ class Recorder:
     `restarts` of the writer.
     """
 
-    def __init__(self, path: Path, *, buffer_bytes: int = BUFFER_BYTES, retention: Retention | None = None) -> None:
-        self.path, self.retention = path, retention or Retention()
+    def __init__(
+        self,
+        path: Path,
+        *,
+        buffer_bytes: int = BUFFER_BYTES,
+        retention: Retention | None = None,
+        key: bytes | None = None,
+    ) -> None:
+        """key: what the writer encrypts with; None writes as it is."""
+        self.path, self.retention, self._key = path, retention or Retention(), key
         self.captured = self.written = self.duplicates = self.dropped = self.restarts = 0
         self._limit = buffer_bytes
         self._lock = threading.Lock()
@@ -138,6 +146,8 @@ class Recorder:
         assert self._writer.stdin is not None
         pipe = self._writer.stdin.fileno()
         os.set_blocking(pipe, False)
+        if self._key is not None:
+            os.write(pipe, frame(KEY, self._key))  # a pipe of its own: neither arguments nor environment show it
         with contextlib.suppress(OSError):  # over the user's limit of pipe memory: smaller batches, no loss
             fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
         self._acknowledged, self._repeated, self._acks = 0, 0, b""

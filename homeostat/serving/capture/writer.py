@@ -22,13 +22,20 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
 
 from homeostat.serving.jsonlog import log_to_stderr
 
-REQUEST, LABELS = 1, 2
+if TYPE_CHECKING:
+    from homeostat.sealing import Sealer
+
+REQUEST, LABELS, KEY = 1, 2, 3
+"""A request; labels of some; before all others, the key that they are encrypted with."""
 HEAD = struct.Struct("<IBIII")
 ACK = struct.Struct("<QQ")
 READ_BYTES = 1 << 20
+SEALED = {"inputs": 7, "outputs": 8, "slices": 12}
+"""Column of `request` that is encrypted, when there is a key -> its place in a row."""
 ROLL_BYTES = 256 * 1024 * 1024
 """Growth of the file after which it is rolled before its time."""
 JOURNAL_BYTES = 64 * 1024 * 1024
@@ -187,19 +194,26 @@ def migrate(database: sqlite3.Connection, path: str) -> None:
         )
 
 
-def store(database: sqlite3.Connection, batch: list[tuple[int, bytes, bytes, bytes]]) -> int:
+def store(
+    database: sqlite3.Connection, batch: list[tuple[int, bytes, bytes, bytes]], sealer: Sealer | None = None
+) -> int:
     """Write a batch in one transaction; return how many requests used an id that their model has already.
 
     The first request of an id stays as it is; the last labels of an id count.
     """
-    requests: list[tuple[object, ...]] = []
+    requests: list[list[Any]] = []
     labels: list[tuple[object, ...]] = []
     for kind, text, inputs, outputs in batch:
         values = json.loads(text)
         if kind == REQUEST:
-            requests.append((*values[:7], inputs, outputs, *values[7:]))
+            request = [*values[:7], inputs, outputs, *values[7:]]
+            requests.append(request if sealer is None else _seal_request(sealer, request))
         else:
-            labels.extend((*key, json.dumps(numbers)) for *key, numbers in values)
+            for request_id, model, when, numbers in values:
+                given = json.dumps(numbers)
+                # no model: labels that name none are any model's
+                kept = given if sealer is None else sealer.seal(given.encode(), "", request_id, "labels")
+                labels.append((request_id, model, when, kept))
     database.execute("BEGIN IMMEDIATE")
     written = database.executemany(INSERT_REQUEST, requests).rowcount if requests else 0
     if written < len(requests):
@@ -207,6 +221,17 @@ def store(database: sqlite3.Connection, batch: list[tuple[int, bytes, bytes, byt
     database.executemany(REPLACE_LABEL, labels)
     database.execute("COMMIT")
     return len(requests) - written
+
+
+def _seal_request(sealer: Sealer, request: list[Any]) -> list[Any]:
+    """Return a row of the table with its inputs, outputs and slices sealed."""
+    sealed = list(request)
+    for name, place in SEALED.items():
+        value = request[place]
+        if value is not None:
+            data = value.encode() if isinstance(value, str) else value
+            sealed[place] = sealer.seal(data, request[2], request[0], f"{name} of {request[10]}")
+    return sealed
 
 
 def live_bytes(database: sqlite3.Connection) -> int:
@@ -261,7 +286,7 @@ def main(path: str, max_days: str, max_bytes: str, roll_seconds: str) -> int:
     roller = Roller(database, [path, max_days, max_bytes], float(roll_seconds))
     stdin = select.poll()
     stdin.register(0, select.POLLIN)
-    buffer, done, duplicates = bytearray(), 0, 0
+    buffer, done, duplicates, sealer = bytearray(), 0, 0, None
     while True:
         roller.look()
         if not stdin.poll(roller.wait_seconds * 1000):
@@ -271,8 +296,12 @@ def main(path: str, max_days: str, max_bytes: str, roll_seconds: str) -> int:
             break
         buffer += data
         batch = list(frames(buffer))
+        if batch and batch[0][0] == KEY:
+            from homeostat.sealing import Sealer  # costs a writer without a key nothing
+
+            sealer = Sealer(batch.pop(0)[1])
         if batch:
-            duplicates += store(database, batch)
+            duplicates += store(database, batch, sealer)
             done += len(batch)
             with contextlib.suppress(BrokenPipeError):  # the server is gone; stdin may still hold its last frames
                 os.write(1, ACK.pack(done, duplicates))
