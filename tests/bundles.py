@@ -15,7 +15,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from homeostat.bundle import build, load_key
-from homeostat.config import ProjectConfig, ServeConfig
+from homeostat.config import ProjectConfig, RolloutConfig, ServeConfig
 from homeostat.contract import ColumnSpec, Contract, TensorSpec
 from homeostat.errors import ControlUnavailable
 from homeostat.records import BundleRef, Lineage, Rollout, Task
@@ -234,13 +234,15 @@ def make_bundle(
     task: Task = "regression",
     classes: tuple[str, ...] = (),
     columns: Mapping[str, tuple[str, ...]] | None = None,
+    rollout: RolloutConfig | None = None,
     contract: Contract | None = None,
     **serve: Any,
 ) -> BundleRef:
     """A signed bundle in HOME/bundles; by default version v answers v * sum(x)."""
     graph = linear(float(version)) if onnx_bytes is None else onnx_bytes
     contract = contract or contract_of(graph, columns=columns)
-    config = ProjectConfig(name=model, project="a.b:C", task=task, serve=ServeConfig(**serve))
+    sections = {"serve": ServeConfig(**serve), "rollout": rollout or RolloutConfig()}
+    config = ProjectConfig(name=model, project="a.b:C", task=task, **sections)
     return build(
         model,
         version,

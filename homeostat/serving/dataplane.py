@@ -6,7 +6,7 @@ import asyncio
 import math
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -25,7 +25,8 @@ from homeostat.serving.exchange import Exchange
 from homeostat.serving.exchange import current as current_exchange
 from homeostat.serving.metrics import Arm, Metrics, Protocol
 from homeostat.serving.repository import MODEL_NAME, ModelState, Repository
-from homeostat.serving.served import Served
+from homeostat.serving.rollout.trial import Trial
+from homeostat.serving.served import Computed, Served
 from homeostat.tensors import pack
 
 MAX_ID = 128
@@ -71,6 +72,8 @@ class InferRequest:
     """When the whole request had come, as time.perf_counter says it; 0 when nobody noted it."""
     slices: str = ""
     """`name=value,name=value`: what figures of this request are broken down by."""
+    pinned: bool = False
+    """The client asked for this very version: no rollout takes it elsewhere."""
 
 
 @dataclass(slots=True)
@@ -80,6 +83,8 @@ class InferResponse:
     id: str
     served: Served
     outputs: dict[str, Array]
+    outside: int = 0
+    """Values of the request that are out of the contract's range."""
 
 
 def check_id(value: object, where: str) -> str:
@@ -147,9 +152,11 @@ class DataPlane:
         self, repository: Repository, recorder: Recorder, metrics: Metrics, guard: Guard | None = None
     ) -> None:
         self.repository, self.recorder, self.metrics = repository, recorder, metrics
-        self._guard = guard or Guard()
+        self.guard = guard or Guard()
         self.board: Board | None = None
         """Where there are other workers."""
+        self.trials: Mapping[str, Trial] = {}
+        """The rollouts in progress, by model; replaced whole."""
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="infer")
         self._queued = 0
 
@@ -216,20 +223,31 @@ class DataPlane:
         request.protocol, request.started = protocol, started
         return await self.infer(served, request)
 
-    async def infer(self, served: Served, request: InferRequest) -> InferResponse:
+    def infer(self, served: Served, request: InferRequest) -> Awaitable[InferResponse]:
+        """Answer with a version, or with the arm of its rollout that the request falls to.
+
+        Raises RequestInvalid or InferenceFailed.
+        """
+        trial = self.trials.get(served.ref.model) if self.trials else None
+        if trial is None or request.pinned:
+            return self.infer_on(served, request)
+        request.id = request.id or make_id()  # it may decide the arm
+        return trial.answer(request)
+
+    async def infer_on(self, served: Served, request: InferRequest) -> InferResponse:
         """Check the tensors, run the graph, count and record; raises RequestInvalid or InferenceFailed."""
         start = time.perf_counter()
         try:
             rows, outside = served.check(request.tensors)
             packed = pack(request.tensors)
-            slot = self._guard.enter(served.ref.manifest_sha256, packed)
+            slot = self.guard.enter(served.ref.manifest_sha256, packed)
             try:
                 if rows <= served.inline_rows:
                     answers = served.session.run(request.tensors)
                 else:
                     answers = await self._in_thread(served, request.tensors)
             finally:
-                self._guard.leave(slot)
+                self.guard.leave(slot)
         except RequestInvalid as error:
             served.metrics.refused(request.arm, request.protocol, error.status)
             raise
@@ -237,6 +255,11 @@ class DataPlane:
             served.metrics.refused(request.arm, request.protocol, 500)
             ref = served.ref
             raise InferenceFailed(f"version {ref.version} of {ref.model!r}: {type(error).__name__}") from error
+        return self.finish(served, request, Computed(start, rows, outside, packed, answers))
+
+    def finish(self, served: Served, request: InferRequest, computed: Computed) -> InferResponse:
+        """Record and count what a version has computed, and return the answer."""
+        start, rows, outside, packed, answers = computed
         end = time.perf_counter()
         seconds = end - start
         outputs = dict(zip(served.session.output_names, answers, strict=True))
@@ -248,7 +271,7 @@ class DataPlane:
             _note(exchange, served, request, request_id, (start, end))
         whole = end - (request.started or start)
         served.metrics.answered(request.arm, request.protocol, whole, seconds, rows, outside)
-        return InferResponse(request_id, served, outputs)
+        return InferResponse(request_id, served, outputs, outside)
 
     async def _in_thread(self, served: Served, tensors: Mapping[str, Array]) -> list[Array]:
         if self._queued >= MAX_QUEUED:
@@ -305,5 +328,9 @@ class DataPlane:
                 client.require_model(model)  # without a name labels would reach every model
         if not self.recorder.put(frame(LABELS, orjson.dumps(checked))):
             raise NotServing("the capture buffer is full, nothing was recorded; send the labels again in a second")
+        for request_id, model, _, labels in checked if self.trials else ():
+            for name, trial in self.trials.items():
+                if model in ("", name):
+                    trial.counts.label(request_id, labels)
         unknown = sorted({model for _, model, *_ in checked if model} - self.repository.models.keys())
         return {"accepted": len(checked)} | ({"unknown_models": unknown} if unknown else {})

@@ -56,6 +56,8 @@ class ModelState:
     challenger: Served | None = None
     problems: Mapping[int, str] = field(default_factory=dict)
     """Version -> why it is refused."""
+    row: Rollout | None = None
+    """The rollout row that this follows."""
 
     @property
     def problem(self) -> str:
@@ -97,10 +99,14 @@ class Repository:
         self._refused: dict[str, tuple[int, float, str]] = {}
         """Manifest digest -> times refused, when to try again, why."""
         self._rows: dict[str, Rollout] = {}
-        """As they were read last."""
+        """As they were read last, or remembered."""
         self._seen: dict[str, Rollout] = {}
         self.changed: Callable[[], None] = lambda: None
         """Called in the thread after what is loaded of a model has changed."""
+        self.veto: Callable[[Rollout], Rollout] = lambda row: row
+        """Set by the controller of rollouts: what this server has taken out is not loaded again by a row."""
+        self.watch: Callable[[ModelState], None] = lambda state: None
+        """Set by the controller of rollouts: called after each change of a model, in the thread."""
         self._poked, self._closing, self._restored = threading.Event(), threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._follow, name="repository", daemon=True)
 
@@ -148,6 +154,7 @@ class Repository:
     def restore(self) -> None:
         """Serve what was last verified here, whatever the control store does."""
         for row in self._memory.read():
+            self._rows[row.model] = row
             self._apply(row, remembered=True)
 
     def poll(self) -> None:
@@ -162,6 +169,8 @@ class Repository:
             if text != self.problem:
                 log.warning("%s; going on with the last verified versions", text)
             self.problem = text
+            for row in list(self._rows.values()):
+                self._apply(row)  # what was taken out here meanwhile is vetoed
             return
         if self.problem:
             log.info("following the control store, %d models", len(rows))
@@ -179,7 +188,8 @@ class Repository:
         except Exception:  # noqa: BLE001  the next poll will meet it too, and report it
             return False
 
-    def _apply(self, row: Rollout, *, remembered: bool = False) -> None:
+    def _apply(self, decided: Rollout, *, remembered: bool = False) -> None:
+        row = self.veto(decided)
         if self._seen.get(row.model) == row and not self._due(row):
             return
         if not MODEL_NAME.fullmatch(row.model):
@@ -208,8 +218,10 @@ class Repository:
             previous=before.previous if not moved else self._warm(row.previous),
             challenger=before.challenger,
             problems=dict(problems),
+            row=row,
         )
         self.models = {**self.models, row.model: state}  # the swap: one assignment
+        self.watch(state)
         if live is not None and (before.live is None or before.live.ref != live.ref):
             self._metrics.swapped(row.model)
             log.info("%s: version %d is live (generation %d)", row.model, live.ref.version, row.generation)
@@ -225,13 +237,15 @@ class Repository:
                 previous if moved else state.previous,
                 challenger,
                 problems,
+                row,
             ),
         }
+        self.watch(self.models[row.model])
         self._forget(row)
         self._seen[row.model] = row
         self.changed()
         if moved and not remembered:
-            self._memory.write(row, [served.ref.manifest_sha256 for served in self.models[row.model].loaded()])
+            self._memory.write(decided, [served.ref.manifest_sha256 for served in self.models[row.model].loaded()])
 
     def _replace(self, before: ModelState, *, expected: bool) -> None:
         if before.name not in self.models:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 
 from homeostat.bundle import Bundle
+from homeostat.config import RolloutConfig
 from homeostat.contract import Contract, TensorSpec
 from homeostat.dataset import Array
 from homeostat.errors import BundleInvalid, ConfigError, RequestInvalid
@@ -41,6 +43,17 @@ def _check_signature(session: Session, specs: tuple[TensorSpec, ...], where: str
             )
 
 
+class Computed(NamedTuple):
+    """What a version has computed for a request: when it began, the rows, and what went in and came out."""
+
+    start: float
+    rows: int
+    outside: int
+    """Values out of the contract's range."""
+    packed: bytes
+    answers: list[Array]
+
+
 @dataclass(frozen=True)
 class Served:
     """One loaded, verified, warm version. Immutable: a request that holds it can finish on it."""
@@ -61,6 +74,7 @@ class Served:
     batch_invariant: bool
     loaded: float
     metrics: VersionMetrics
+    rollout: RolloutConfig
     _bounds: tuple[tuple[str, np.dtype[np.generic], tuple[int, ...], Array, Array], ...] = field(repr=False)
 
     @classmethod
@@ -103,6 +117,7 @@ class Served:
             batch_invariant=batch_invariant,
             loaded=time.time(),
             metrics=metrics,
+            rollout=bundle.manifest.rollout,
             _bounds=tuple(bounds),
         )
 

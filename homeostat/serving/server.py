@@ -11,6 +11,7 @@ import os
 import signal
 import socket
 from types import FrameType
+from typing import TYPE_CHECKING
 
 import uvicorn
 
@@ -31,14 +32,18 @@ from homeostat.serving.jsonlog import log_to_stderr
 from homeostat.serving.metrics import Metrics
 from homeostat.serving.observer import Observer
 from homeostat.serving.post import Post
-from homeostat.serving.repository import Repository, Rows
+from homeostat.serving.repository import Repository
 from homeostat.serving.rest.app import MAX_BODY, App
 from homeostat.serving.rest.connection import Connection
 from homeostat.serving.rest.gate import Gate
 from homeostat.serving.rest.observed import Observed
+from homeostat.serving.rollout.controller import Rollouts
 from homeostat.serving.tracing import Tracing
 from homeostat.serving.tracing import connect as connect_traces
 from homeostat.settings import Settings
+
+if TYPE_CHECKING:
+    from homeostat.control.store import ControlStore
 
 log = logging.getLogger(__name__)
 
@@ -131,7 +136,7 @@ def _bind_grpc(settings: Settings) -> socket.socket | None:
     return None
 
 
-def _connect(url: str) -> Rows:
+def _connect(url: str) -> ControlStore:
     from homeostat.control.store import ControlStore  # in the thread: the server answers before SQLAlchemy is loaded
 
     return ControlStore(url)
@@ -171,6 +176,7 @@ def serve(settings: Settings, post: Post) -> None:
         salt=lambda: load_salt(settings.home),
     )
     plane = DataPlane(repository, recorder, metrics, Guard(post.box, killers))
+    rollouts = Rollouts(plane, lambda: _connect(settings.control_url), settings.home / "serving", slot=post.index)
     access_log = AccessLog() if settings.access_log else None
     tracing = Tracing(connect_traces()) if settings.traces else None
     observer = Observer(access_log, tracing) if access_log or tracing else None
@@ -207,6 +213,7 @@ def serve(settings: Settings, post: Post) -> None:
         plane.board.start(first=not post.listening)
         repository.changed = plane.board.publish
     repository.start()
+    rollouts.start()
     if post.listening:  # the others answer meanwhile, or clients wait in the socket: better than a 404
         repository.wait_restored(RESTORE_SECONDS)
     gc.collect()
@@ -217,6 +224,7 @@ def serve(settings: Settings, post: Post) -> None:
     try:
         server.run(sockets=[bound])
     finally:
+        rollouts.close()
         repository.close()
         plane.close()
         recorder.close()

@@ -43,6 +43,11 @@ class ModelSpec:
     label: str | None = None
     signature: str = ""
 
+    @property
+    def pinned(self) -> bool:
+        """Whether one version is meant, and no other."""
+        return self.version is not None or self.label is not None
+
     def find(self, plane: DataPlane, verb: str) -> Served:
         """Return the version that is to answer, if its model can do what the verb says; raises RequestInvalid."""
         served = self.find_version(plane)

@@ -87,7 +87,8 @@ def decode(served: Served, request: Any) -> InferRequest:
     if "slices" in request.parameters:
         slices = check_slices(request.parameters["slices"].string_param, "parameters.slices")
     rest.check_wanted(served, _wanted(request))
-    return InferRequest(tensors, check_id(request.id, "id") if request.id else "", entity, slices=slices)
+    given = check_id(request.id, "id") if request.id else ""
+    return InferRequest(tensors, given, entity, slices=slices, pinned=bool(request.model_version))
 
 
 def _wanted(request: Any) -> rest.Wanted:

@@ -55,7 +55,7 @@ def _spec_of(served: Served, name: str = SIGNATURE) -> Any:
     return _ModelSpec(name=served.ref.model, version={"value": served.ref.version}, signature_name=name)
 
 
-def _request(tensors: dict[str, Array], context: Any) -> InferRequest:
+def _request(tensors: dict[str, Array], context: Any, *, pinned: bool) -> InferRequest:
     """Return the request, with id, entity and slices from the call's metadata: the messages have no place for them."""
     metadata = dict(context.invocation_metadata())
     given, entity, slices = (metadata.get(f"x-{name}") for name in ("request-id", "entity-id", "slices"))
@@ -64,6 +64,7 @@ def _request(tensors: dict[str, Array], context: Any) -> InferRequest:
         id="" if given is None else check_id(given, "x-request-id"),
         entity_id=None if entity is None else check_entity(entity, "x-entity-id"),
         slices="" if slices is None else check_slices(slices, "x-slices"),
+        pinned=pinned,
     )
 
 
@@ -149,7 +150,7 @@ class PredictionService:
         response = await self._plane.answer(
             "tensorflow-grpc",
             lambda: wanted.find(self._plane, verb),
-            lambda served: _request(tensors(served), context),
+            lambda served: _request(tensors(served), context, pinned=wanted.pinned),
         )
         context.set_trailing_metadata((*(context.trailing_metadata() or ()), ("x-request-id", response.id)))
         return response

@@ -13,7 +13,7 @@ import orjson
 from homeostat import __version__
 from homeostat.errors import RequestInvalid
 from homeostat.serving import metrics, operations
-from homeostat.serving.dataplane import DataPlane, InferenceFailed
+from homeostat.serving.dataplane import DataPlane, InferenceFailed, InferRequest, check_entity
 from homeostat.serving.rest import content, inference, scoring, tensorflow
 
 log = logging.getLogger(__name__)
@@ -82,6 +82,12 @@ class Disconnected(Exception):
     """The client left before its body had come."""
 
 
+def _name_entity(request: InferRequest, header: bytes | None) -> None:
+    """Take the entity from the header X-Entity-Id, unless the body names one; raises RequestInvalid."""
+    if header is not None and request.entity_id is None:
+        request.entity_id = check_entity(header.decode("latin-1"), "X-Entity-Id")
+
+
 class App:
     """The ASGI application over one data plane."""
 
@@ -144,12 +150,14 @@ class App:
             await self._error(send, 500, f"{kind} while answering; the server's log says where")
 
     async def _infer(self, found: Route, scope: Scope, receive: Receive, send: Send) -> None:
-        length = encoding = None
+        length = encoding = entity = None
         for name, value in scope["headers"]:
             if name == b"inference-header-content-length":
                 length = value.decode("latin-1")
             elif name == b"content-encoding":
                 encoding = value
+            elif name == b"x-entity-id":
+                entity = value
         try:
             served = self._plane.find(found.model, found.version)
             body = await self._body(scope, receive, encoding)
@@ -160,6 +168,8 @@ class App:
         try:
             request, wanted = inference.decode(body, length)
             inference.check_wanted(served, wanted)
+            request.pinned = found.version is not None
+            _name_entity(request, entity)
         except RequestInvalid as error:
             served.metrics.refused("champion", "v2-rest", error.status)
             raise
@@ -174,7 +184,7 @@ class App:
     async def _invocations(self, found: Route, scope: Scope, receive: Receive, send: Send) -> None:
         headers = dict(scope["headers"])
         try:
-            served = scoring.choose(self._plane, found.model, scope["query_string"])
+            served, pinned = scoring.choose(self._plane, found.model, scope["query_string"])
             body = await self._body(scope, receive, headers.get(b"content-encoding"))
         except RequestInvalid as error:
             self._plane.metrics.refuse(error.status)
@@ -182,6 +192,8 @@ class App:
         started = time.perf_counter()
         try:
             request = scoring.decode(body, headers.get(b"content-type", b""), served)
+            request.pinned = pinned
+            _name_entity(request, headers.get(b"x-entity-id"))
         except RequestInvalid as error:
             served.metrics.refused("champion", "mlflow-rest", error.status)
             raise

@@ -34,11 +34,11 @@ ERROR_CODES = {
 """HTTP status -> MLflow's error_code; INTERNAL_ERROR beside them."""
 
 
-def choose(plane: DataPlane, model: str, query: bytes) -> Served:
+def choose(plane: DataPlane, model: str, query: bytes) -> tuple[Served, bool]:
     """Return the version that is to answer: of the path's model, of `?model=NAME&version=V`, or of the only one.
 
-    The only one is that of those the client may use. Raises RequestInvalid when there are several
-    and none is named, ModelNotFound, NotServing, Forbidden.
+    And whether it was asked for by its number. The only one is that of those the client may use.
+    Raises RequestInvalid when there are several and none is named, ModelNotFound, NotServing, Forbidden.
     """
     asked = parse_qs(query.decode("latin-1"), max_num_fields=16) if query else {}
     name = model or asked.get("model", [""])[0]
@@ -49,7 +49,8 @@ def choose(plane: DataPlane, model: str, query: bytes) -> Served:
             there = ", ".join(known) or "none yet"
             raise RequestInvalid(f"which model? say /invocations?model=NAME; there is: {there}", 400 if known else 503)
         name = known[0]
-    return plane.find(name, asked.get("version", [None])[0])
+    version = asked.get("version", [None])[0]
+    return plane.find(name, version), version is not None
 
 
 def decode(body: bytes, content_type: bytes, served: Served) -> InferRequest:

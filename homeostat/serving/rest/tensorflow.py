@@ -127,6 +127,7 @@ async def infer(plane: DataPlane, found: Route, body: bytes, headers: Mapping[by
             id="" if given is None else check_id(given.decode("latin-1"), "X-Request-Id"),
             entity_id=None if entity is None else check_entity(entity.decode("latin-1"), "X-Entity-Id"),
             slices="" if slices is None else check_slices(slices.decode("latin-1"), "X-Slices"),
+            pinned=ModelSpec(found.model, found.version, found.label).pinned,
         )
 
     response = await plane.answer("tensorflow-rest", find, decode)
