@@ -4,17 +4,24 @@ from __future__ import annotations
 
 import http.client
 import json
+import math
 import time
 import urllib.error
 import urllib.request
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
-from homeostat.config import ProjectConfig
+from homeostat import guards
+from homeostat.bundle import load_public_key, open_bundle
+from homeostat.config import ProjectConfig, RolloutConfig
+from homeostat.control import progress
+from homeostat.control.progress import Why
 from homeostat.control.store import ControlStore
 from homeostat.errors import Conflict, ControlError, NotFound, RolloutTimeout, ServerUnavailable
 from homeostat.policy.promotion import decide_promotion
 from homeostat.records import BundleRef, Deployed, Evaluation, Rollout, Verdict
+from homeostat.serving.rollout.journal import last_said
 
 POLL_SECONDS = 0.05
 
@@ -85,7 +92,7 @@ def _current(store: ControlStore, model: str) -> Rollout | None:
 def introduce(
     store: ControlStore, bundle: BundleRef, evaluation: Evaluation, config: ProjectConfig, server_url: str, actor: str
 ) -> tuple[Deployed, Verdict]:
-    """Make a bundle the challenger, let the policy decide, and promote or hold it.
+    """Make a bundle the challenger, let the policy decide, and promote or hold it, or start to roll it out.
 
     The server has verified and loaded the challenger before the row makes it champion. Raises
     ServerUnavailable before anything has changed, Conflict when another champion came first.
@@ -105,6 +112,8 @@ def introduce(
             "run the lifecycle again with its pipeline_id to compare it with the champion of now"
         )
     generation = before.generation if before is not None else 0
+    if before is not None and before.on_trial == bundle:  # asked for again
+        return _deployed(before, bundle, 0.0), verdict
     row = store.set_challenger(
         bundle.model, bundle, expected_generation=generation, actor=actor, reason="registered", evidence={}
     )
@@ -120,6 +129,10 @@ def introduce(
         )
         return _deployed(row, bundle, took), verdict
     reason = "; ".join(verdict.reasons)
+    if config.rollout.strategy != "direct" and row.champion is not None:
+        why = Why(actor, reason, evidence)
+        row = progress.start(store, bundle, config.rollout, why, expected_generation=row.generation)
+        return _deployed(row, bundle, took), verdict
     return promote(store, bundle.model, bundle.version, config, server_url, actor, reason, evidence), verdict
 
 
@@ -184,3 +197,52 @@ def roll_back(
         raise ControlError(f"{model}: the row names no champion after the rollback")
     took = wait_until_ready(server_url, row.champion, config.rollout.timeout_seconds, live=True)
     return _deployed(row, row.champion, took)
+
+
+# -- step by step --------------------------------------------------------------------------------
+
+
+def start_rollout(store: ControlStore, model: str, version: int | None, home: Path, why: Why) -> Rollout:
+    """Verify a version's bundle and start to roll it out; without a version, the challenger.
+
+    Raises BundleInvalid, NotFound, Conflict, ControlError, Quarantined.
+    """
+    row = store.row(model)
+    bundle = row.challenger if version is None else store.bundle(model, version)
+    if bundle is None:
+        raise NotFound(f"model {model} has no challenger; name a version: `homeostat rollout start {model} VERSION`")
+    config = open_bundle(bundle, load_public_key(home)).manifest.rollout
+    return progress.start(store, bundle, config, why, expected_generation=row.generation)
+
+
+def config_of(row: Rollout, home: Path) -> RolloutConfig:
+    """Return the rollout section that is signed with the version on trial; raises BundleInvalid, ControlError."""
+    return open_bundle(progress.in_progress(row), load_public_key(home)).manifest.rollout
+
+
+def describe_rollout(row: Rollout, home: Path) -> dict[str, Any]:
+    """Return how far a rollout is, and what the guards of the server of this home said last, as JSON holds it."""
+    found: dict[str, Any] = {
+        "model": row.model,
+        "generation": row.generation,
+        "champion": f"v{row.champion.version}" if row.champion else None,
+        "rollout": {"mode": row.mode},
+        "evidence": None,
+    }
+    trial = row.on_trial
+    if trial is None:
+        return found
+    config = config_of(row, home)
+    found["rollout"] |= {
+        "version": trial.version,
+        "sha256": trial.sha256,
+        "weight": row.weight,
+        "step": row.step,
+        "steps": len(config.steps),
+        "step_since": row.step_since,
+        "paused": row.paused,
+        "required": list(guards.required(row.mode, config)),
+        "fail_at": -math.log(guards.level(config, row.mode)),
+    }
+    found["evidence"] = last_said(home / "serving", row)
+    return found

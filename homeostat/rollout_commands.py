@@ -1,21 +1,117 @@
-"""`homeostat rollout`: what a version on trial or in quarantine may do."""
+"""`homeostat rollout`: move traffic to a version step by step, look at its guards, and stop it."""
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
 import click
 
-from homeostat.console import actor, open_store, read_settings, read_version
+from homeostat.console import actor, mirror_aliases, open_store, read_settings, read_version, short_time, show
+
+if TYPE_CHECKING:
+    from homeostat.config import RolloutConfig
+    from homeostat.control.progress import Why
+    from homeostat.control.store import ControlStore
+    from homeostat.records import Rollout
+
+REASON = click.option("--reason", default="asked for by hand", show_default=True, help="for the ledger")
 
 
 @click.group()
 def rollout() -> None:
-    """Look after versions that were stopped or rolled back."""
+    """Move traffic to a version step by step.
+
+    The server compares the version with the champion at every step ([rollout] in project.toml,
+    kept in the signed bundle), goes on when the evidence says pass, takes it out when a guard
+    says fail, and pauses when a step stays inconclusive.
+    """
+
+
+@rollout.command()
+@click.argument("model")
+@click.argument("version", type=read_version, required=False)
+@REASON
+def start(model: str, version: int | None, reason: str) -> None:
+    """Start with VERSION of MODEL  [default: its challenger], after its bundle was verified."""
+    from homeostat.rollout import start_rollout
+
+    settings = read_settings()
+    store = open_store(settings)
+    row = start_rollout(store, model, version, settings.home, _why(reason))
+    _say(row)
+    mirror_aliases(settings, row)
+
+
+@rollout.command()
+@click.argument("model", required=False)
+@click.option("--json", "as_json", is_flag=True, help="print everything, as JSON")
+def status(model: str | None, as_json: bool) -> None:
+    """Show the step, and each guard with its figures, of MODEL or of all."""
+    from homeostat.rollout import describe_rollout
+
+    settings = read_settings()
+    store = open_store(settings)
+    rows = [store.row(model)] if model else store.rows()
+    found = {row.model: describe_rollout(row, settings.home) for row in rows}
+    if as_json:
+        click.echo(json.dumps({"models": found, "quarantine": store.quarantined()}, indent=1))
+        return
+    for one in found.values():
+        _show(one)
+    if not found:
+        click.echo("No model has been rolled out yet.")
+
+
+@rollout.command()
+@click.argument("model")
+@REASON
+def pause(model: str, reason: str) -> None:
+    """Stay at this step; a guard can still stop the rollout."""
+    from homeostat.control import progress
+
+    _change(model, reason, lambda store, row, _, why: progress.pause(store, model, why, expected_generation=row))
+
+
+@rollout.command()
+@click.argument("model")
+@REASON
+def resume(model: str, reason: str) -> None:
+    """Go on after a pause; the step's time begins anew."""
+    from homeostat.control import progress
+
+    _change(model, reason, lambda store, row, _, why: progress.resume(store, model, why, expected_generation=row))
+
+
+@rollout.command()
+@click.argument("model")
+@REASON
+def promote(model: str, reason: str) -> None:
+    """Make the version on trial champion now, and bake it; in the bake: end it."""
+    from homeostat.control import progress
+
+    _change(
+        model,
+        reason,
+        lambda store, row, config, why: progress.promote(store, model, config(), why, expected_generation=row),
+    )
+
+
+@rollout.command()
+@click.argument("model")
+@REASON
+def abort(model: str, reason: str) -> None:
+    """Take the version on trial out, into quarantine; in the bake the old champion comes back."""
+    from homeostat.control import progress
+
+    _change(model, reason, lambda store, row, _, why: progress.abort(store, model, why, expected_generation=row))
 
 
 @rollout.command()
 @click.argument("model")
 @click.argument("version", type=read_version)
-@click.option("--reason", default="asked for by hand", show_default=True, help="for the ledger")
+@REASON
 def release(model: str, version: int, reason: str) -> None:
     """Let VERSION of MODEL out of quarantine."""
     store = open_store(read_settings())
@@ -23,3 +119,65 @@ def release(model: str, version: int, reason: str) -> None:
         click.echo(f"{model}: v{version} is out of quarantine")
     else:
         click.echo(f"{model}: v{version} was not in quarantine")
+
+
+def _why(reason: str) -> Why:
+    from homeostat.control.progress import Why
+
+    return Why(actor(), reason)
+
+
+def _change(
+    model: str,
+    reason: str,
+    change: Callable[[ControlStore, int, Callable[[], RolloutConfig], Why], Rollout],
+) -> None:
+    from homeostat.rollout import config_of
+
+    settings = read_settings()
+    store = open_store(settings)
+    row = store.row(model)
+    after = change(store, row.generation, lambda: config_of(row, settings.home), _why(reason))
+    _say(after)
+    mirror_aliases(settings, after)
+
+
+def _say(row: Rollout) -> None:
+    champion = f"champion v{row.champion.version}" if row.champion else "no champion"
+    if row.on_trial is None:
+        click.echo(f"{row.model}: {champion} has all traffic (generation {row.generation})")
+        return
+    share = "" if row.mode == "shadow" else f", {row.weight:.0%} of traffic"
+    paused = ", paused" if row.paused else ""
+    click.echo(f"{row.model}: {row.mode} of v{row.on_trial.version}{share}{paused} (generation {row.generation})")
+
+
+def _show(one: dict[str, Any]) -> None:
+    row = one["rollout"]
+    if row["mode"] == "live":
+        click.echo(
+            f"{one['model']}: no rollout in progress, champion {one['champion']} (generation {one['generation']})"
+        )
+        return
+    step = f"step {row['step'] + 1} of {row['steps']}, " if row["mode"] == "canary" else ""
+    share = "" if row["mode"] == "shadow" else f"{row['weight']:.0%} of traffic, "
+    paused = "PAUSED, " if row["paused"] else ""
+    since = short_time(row["step_since"])
+    click.echo(f"{one['model']}: {row['mode']} of v{row['version']}, {step}{share}{paused}since {since} UTC")
+    if one["evidence"] is None:
+        click.echo("  no evidence from a server of this HOMEOSTAT_HOME yet")
+        return
+    from rich.table import Table
+
+    table = Table("guard", "says", "why", "evidence\nfail, pass")
+    for guard, judgement in one["evidence"]["guards"].items():
+        figures = judgement["figures"]
+        logs = [figures.get(name) for name in ("log_e_fail", "log_e_pass")]
+        marks = ", ".join("-" if value is None else f"{value:+.1f}" for value in logs)
+        table.add_row(
+            guard + ("*" if guard in row["required"] else ""), judgement["outcome"], judgement["reason"], marks
+        )
+    show(table)
+    evidence = one["evidence"]
+    click.echo(f"  {evidence['requests']} requests in this step; {evidence['next']}; * must pass")
+    click.echo(f"  evidence is log(e): fail at {row['fail_at']:.1f}; counted until {short_time(evidence['time'])} UTC")

@@ -11,14 +11,17 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from homeostat.config import GuardConfig, RolloutConfig
+from homeostat.config import GuardConfig, ProjectConfig, RolloutConfig
 from homeostat.control import progress
 from homeostat.control.progress import Why
+from homeostat.records import Comparison, Deployed, Evaluation, Interval, Verdict
+from homeostat.rollout import introduce
 from tests.bundles import make_bundle
 from tests.challengers import classifier, crashing, slow
 from tests.e2e.test_server import Server
@@ -287,3 +290,25 @@ def test_a_shadow_is_compared_out_of_the_clients_way(served):
         served.wait(lambda: served.control.row("toy").champion.version == 3, 60)
     assert served.control.history("toy")[-1].action == "promote"
     assert set(clients.statuses) == {200}
+
+
+def test_a_deployment_starts_the_rollout_that_its_project_asks_for(served):
+    config = ProjectConfig(name="toy", project="a.b:C", task="classification", rollout=QUICK)
+    bundle = make_bundle(served.home, 2, onnx_bytes=classifier(), task="classification", rollout=QUICK)
+    comparison = Comparison("accuracy", 1, 500, 0.95, 0.9, Interval(0.05, 0.02, 0.08))
+    url = f"http://127.0.0.1:{served.port}"
+
+    def deploy(gain: Comparison) -> tuple[Deployed, Verdict]:
+        return introduce(served.control, bundle, Evaluation("accuracy", {}, 500, (), gain), config, url, "test")
+
+    worse = replace(comparison, gain=Interval(-0.05, -0.08, -0.02))
+    assert (deploy(worse)[1].kind, mode(served)) == ("hold", "live")
+    deployed, verdict = deploy(comparison)
+    row = served.control.row("toy")
+    assert (deployed.role, verdict.kind, row.mode, row.weight) == ("challenger", "promote", "canary", 0.05)
+    entry = served.control.history("toy")[-1]
+    assert (entry.action, entry.evidence["verdict"]) == ("start", "promote")
+    again, _ = deploy(comparison)  # the task is run again
+    assert again.generation == row.generation
+    with Clients(served):
+        served.wait(lambda: served.control.row("toy").champion.version == 2, 60)
