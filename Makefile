@@ -29,14 +29,15 @@ $(STAMP): requirements/dev.txt pyproject.toml hatch_build.py $(wildcard homeosta
 
 setup: $(STAMP) ## make the virtual environment and install the pinned packages
 
-run: $(STAMP) ## live one model's life on real data (KEEP=1 leaves it running; PROJECT=digits)
+run: $(STAMP) ## live one model's life on real data (PROJECT=digits KEEP=1)
 	@$(BIN)/python -m deployments.life $(if $(PROJECT),$(PROJECT),digits) $(if $(KEEP),--keep)
 
-up: $(STAMP) ## the whole stack until Ctrl-C: Prefect, MLflow, model server, worker
+up: $(STAMP) ## run Prefect, MLflow, model server and worker until Ctrl-C
 	@$(BIN)/python -m deployments.stack
 
 check: $(STAMP) ## format, lint, types, walls
-	@$(BIN)/ruff format --check --quiet . && $(BIN)/ruff check --quiet . && echo "ruff: clean"
+	@$(BIN)/ruff format --check --quiet . || { echo "mend it with: $(BIN)/ruff format ."; exit 1; }
+	@$(BIN)/ruff check --quiet . && echo "ruff: clean"
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports --no-cache
 

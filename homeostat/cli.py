@@ -225,7 +225,7 @@ def _change(model: str, change: Callable[[ControlStore, Rollout], Rollout]) -> N
 @click.argument("version", type=read_version)
 @click.option("--reason", default="promoted by hand", show_default=True)
 def promote(model: str, version: int, reason: str) -> None:
-    """Make VERSION the champion of MODEL, after its bundle was verified."""
+    """Make VERSION the champion of MODEL once its bundle is verified."""
     from homeostat.bundle import load_public_key, open_bundle
 
     settings = read_settings()
@@ -253,7 +253,7 @@ def rollback(model: str, reason: str) -> None:
 
 @main.command()
 def reconcile() -> None:
-    """Make MLflow's @champion and @challenger mirror the rollout rows."""
+    """Let the MLflow aliases mirror the rollout rows."""
     from homeostat.registry import Registry
 
     settings = read_settings()

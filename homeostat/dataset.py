@@ -134,9 +134,15 @@ class Dataset:
     ) -> Dataset:
         """Make a dataset from a pandas frame.
 
-        inputs groups columns into model inputs of shape [n, len(columns)]; by default every
-        column that has no other part is one of the input `x`. Raises DataInvalid that names
-        the columns which are missing or not numeric.
+        target: column to predict: class numbers 0, 1, ... for a classification, else numbers.
+        inputs: name -> columns of a model input of shape [n, len(columns)], in the order in which
+        clients will send them; by default every column that has no other part is one of the input `x`.
+        time: column of moments, for `data.split = "time"`.
+        ids: column that names what a row is about (a patient): its rows stay in one part.
+        slices: columns that figures are broken down by; they are no inputs unless named there too.
+        classes: names of the classes 0, 1, ..., for reports.
+
+        Raises DataInvalid that names the columns which are missing or not numeric.
         """
         if inputs is None:
             taken = {target, time, ids, *slices}
