@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import sqlite3
 import weakref
 from collections.abc import Iterator
@@ -40,8 +41,9 @@ def _parse(url: str) -> URL:
     try:
         return make_url(url)
     except ArgumentError as error:
+        hidden = re.sub(r":[^@]*@", ":***@", url)  # what may be a password is not repeated
         raise ConfigError(
-            f"HOMEOSTAT_CONTROL_URL {url!r} is not a database URL; "
+            f"HOMEOSTAT_CONTROL_URL {hidden!r} is not a database URL; "
             "use sqlite:////path/control.db or postgresql+psycopg://user:password@host/database"
         ) from error
 

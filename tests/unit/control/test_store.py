@@ -240,6 +240,12 @@ def test_a_file_in_the_place_of_the_folder(tmp_path):
         ControlStore(f"sqlite:///{tmp_path}/var/control.db").rows()
 
 
+def test_a_url_that_is_none_does_not_show_its_password():
+    with pytest.raises(ConfigError, match="not a database URL") as caught:
+        ControlStore("me:secret@host/db")
+    assert "secret" not in str(caught.value)
+
+
 @pytest.mark.parametrize(
     ("url", "message"),
     [("no url", "not a database URL"), ("nonsense://x/y", "use sqlite or postgresql")],
