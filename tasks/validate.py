@@ -4,6 +4,7 @@ from pathlib import Path
 
 from homeostat.bundle import load_public_key, open_bundle
 from homeostat.control.store import ControlStore
+from homeostat.dataset import Dataset
 from homeostat.records import DatasetRecord, RunRef, Validation
 from tasks.stage import open_project, stage
 
@@ -11,13 +12,16 @@ from tasks.stage import open_project, stage
 @stage(minutes=30)
 def validate(run: RunRef, data: DatasetRecord) -> Validation:
     """Return the contract and the profile; raises DataInvalid naming columns, counts and examples."""
+    from homeostat.data.suite import check_columns
     from homeostat.data.suite import validate as validate_data
 
     at = open_project(run.project)
     champion = ControlStore(at.settings.control_url).champion(at.config.name)
     applied = None
-    if champion is not None and at.config.data.contract == "champion":
-        applied = (champion.version, open_bundle(champion, load_public_key(at.settings.home)).contract)
+    if champion is not None:
+        contract = open_bundle(champion, load_public_key(at.settings.home)).contract
+        check_columns(Dataset.load(data.parts["train"]), contract, champion.version)
+        applied = (champion.version, contract) if at.config.data.contract == "champion" else None
     folder = Path(run.workspace) / "validation"
     try:
         return validate_data(at.project, at.config, data, Path(run.workspace), applied)

@@ -83,6 +83,30 @@ def _labelled(frame: pd.DataFrame, part: str) -> pd.DataFrame:
     return frame.set_axis(pd.Index([f"{part}:{i}" for i in range(len(frame))]), axis=0)
 
 
+def check_columns(data: Dataset, contract: Contract, version: int) -> None:
+    """Raise DataInvalid unless each input's columns are the champion's, in its order, where both have names.
+
+    A client sends numbers by position: the same columns in another order are other inputs, and a
+    champion that is scored on them is scored on nonsense.
+    """
+    breaches, mend = [], ""
+    for spec in contract.inputs:
+        mine = tuple(data.columns.get(spec.name, ()))
+        if not (mine and spec.columns) or mine == spec.columns:
+            continue
+        if set(mine) == set(spec.columns):
+            mend = "; clients send them by position: keep the order, with inputs= of Dataset.from_frame"
+            breaches.append(f"input {spec.name!r}: columns {', '.join(mine)}; v{version} has {', '.join(spec.columns)}")
+            continue
+        missing = [name for name in spec.columns if name not in mine]
+        new = [name for name in mine if name not in spec.columns]
+        told = [f"{', '.join(names)} {word}" for names, word in ((missing, "missing"), (new, "new")) if names]
+        breaches.append(f"input {spec.name!r}: {'; '.join(told)}; v{version} has {', '.join(spec.columns)}")
+        mend = mend or "; a model with other inputs is another model: give the project a new name"
+    if breaches:
+        raise DataInvalid(f"the columns of the inputs are not those of champion v{version}{mend}", breaches)
+
+
 def _check_tensors(data: Dataset, contract: Contract, source: str) -> None:
     """Raise DataInvalid unless names, dtypes and shapes are the contract's: without them there is no frame."""
     wanted = {spec.name: (spec.dtype, tuple(spec.shape)) for spec in contract.inputs}

@@ -220,7 +220,7 @@ def encode(response: InferResponse, wanted: Wanted) -> tuple[bytes, int | None]:
 
 
 def metadata(state: ModelState, served: Served) -> dict[str, Any]:
-    """Return a model's metadata: names, datatypes and shapes (-1 is the batch), and what is live."""
+    """Return a model's metadata: names, datatypes and shapes (-1 is the batch), columns by position, what is live."""
     inputs = [
         {"name": spec.name, "datatype": datatype_of(np.dtype(spec.dtype)), "shape": [-1, *spec.shape]}
         for spec in served.contract.inputs
@@ -229,6 +229,7 @@ def metadata(state: ModelState, served: Served) -> dict[str, Any]:
         {"name": output.name, "datatype": datatype_of(output.dtype), "shape": [-1, *output.shape]}
         for output in served.session.outputs
     ]
+    columns = {spec.name: list(spec.columns) for spec in served.contract.inputs if spec.columns}
     live = state.live or served
     return {
         "name": state.name,
@@ -242,6 +243,7 @@ def metadata(state: ModelState, served: Served) -> dict[str, Any]:
             "generation": state.generation,
             "classes": list(served.classes),
             "max_rows": served.max_rows,
+            **({"columns": columns} if columns else {}),
         },
     }
 

@@ -11,7 +11,7 @@ from people import People, make_config, make_dataset
 from homeostat.contract import Contract
 from homeostat.data.prepare import prepare
 from homeostat.data.profile import Profile
-from homeostat.data.suite import validate
+from homeostat.data.suite import check_columns, validate
 from homeostat.dataset import Dataset
 from homeostat.errors import DataInvalid
 from homeostat.records import DatasetRecord, Validation
@@ -134,6 +134,27 @@ def test_tensors_that_are_not_the_contracts(tmp_path: Path, contract: Contract, 
     rng = np.random.default_rng(0)
     inputs = {name: values + rng.integers(0, 50, (200, 1)).astype(values.dtype) for name, values in inputs.items()}
     assert breaches(make_dataset(inputs=inputs, columns={}), tmp_path, contract) == (message,)
+
+
+@pytest.mark.parametrize(
+    ("columns", "line", "remedy"),
+    [
+        (("age", "weight", "height"), "columns age, weight, height; v3 has {wanted}", "keep the order, with inputs="),
+        (("weight", "size", "height"), "age missing; size new; v3 has {wanted}", "give the project a new name"),
+    ],
+)
+def test_other_columns_than_the_champions_or_in_another_order(contract: Contract, columns, line, remedy):
+    (body,) = (spec for spec in contract.inputs if spec.name == "body")
+    assert body.columns not in ((), columns)
+    data = make_dataset()
+    check_columns(data, contract, 3)
+    with pytest.raises(DataInvalid, match=remedy) as caught:
+        check_columns(replace(data, columns={**data.columns, "body": columns}), contract, 3)
+    assert caught.value.breaches == (f"input 'body': {line.format(wanted=', '.join(body.columns))}",)
+
+
+def test_columns_without_names_are_not_compared(contract: Contract):
+    check_columns(replace(make_dataset(), columns={}), contract, 3)
 
 
 def test_expectations_of_the_project(tmp_path: Path):

@@ -349,6 +349,13 @@ def test_statuses(toy, method, path, status):
         assert answer.headers["allow"] in ("POST", "GET, HEAD")
 
 
+def test_metadata_names_the_column_at_each_position(tmp_path):
+    made = make_plane(tmp_path, Store())
+    made.store.promote(make_bundle(tmp_path, columns={"x": ("age", "bmi", "bp", "s1")}))
+    made.repository.poll()
+    assert made.call("GET", "/v2/models/toy").json()["parameters"]["columns"] == {"x": ["age", "bmi", "bp", "s1"]}
+
+
 def test_metadata_bodies(toy):
     sha256 = toy.store.table["toy"].champion.sha256
     assert toy.call("GET", "/v2").json()["extensions"] == ["binary_tensor_data"]
