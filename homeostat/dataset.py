@@ -34,12 +34,26 @@ def _array(part: str, values: Any) -> Array:
         raise DataInvalid(f"{part} cannot be made an array: {error}") from error
 
 
+def _to_numbers(column: pd.Series[Any]) -> str:
+    """Say how a column becomes numbers that mean the same at each training, and to each client."""
+    import pandas as pd
+
+    if pd.api.types.is_datetime64_any_dtype(column):
+        return "make it a number, such as days since a fixed day: (column - pd.Timestamp('2020-01-01')).dt.days"
+    known = column.dropna()
+    try:
+        pd.to_numeric(known)
+    except (ValueError, TypeError):
+        values = ", ".join(f"{value!r}: {place}" for place, value in enumerate(sorted(map(str, known.unique()))[:3]))
+        return f"map its values to numbers that stay the same at each training: .map({{{values}, ...}})"
+    return "its text is numbers: pd.to_numeric"
+
+
 def _as_input(name: str, values: Any) -> Array:
     array = _array(f"input {name!r}", values)
     if array.dtype.kind not in "fiub":
         raise DataInvalid(
-            f"input {name!r} has dtype {array.dtype}; a model takes numbers: "
-            "map text to integers (pandas: df[c].astype('category').cat.codes)"
+            f"input {name!r} has dtype {array.dtype}; a model takes numbers: map text to numbers of your own choice"
         )
     if array.dtype.kind == "f" and array.dtype != np.float16:
         with np.errstate(over="ignore"):  # what float32 cannot hold becomes Inf, which the hard checks name
@@ -161,7 +175,7 @@ class Dataset:
         if bare:
             raise DataInvalid("the columns cannot be made inputs", bare)
         text = [
-            f"column {c!r} has dtype {frame[c].dtype}; map it to numbers, e.g. .astype('category').cat.codes"
+            f"column {c!r} has dtype {frame[c].dtype}; {_to_numbers(frame[c])}"
             for group in inputs.values()
             for c in group
             if frame[c].dtype.kind not in "fiub"

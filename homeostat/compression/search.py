@@ -76,10 +76,30 @@ def _build(
     return to_onnx(pruned, path, config.export.opset), save_model(pruned, folder / f"{name}.keras")
 
 
+def _blame(data: Dataset) -> str:
+    """Say what makes a model answer NaN: NaN that it is given, or else its own arithmetic."""
+    given = []
+    for name, values in data.inputs.items():
+        if values.dtype.kind != "f":
+            continue
+        lost = np.isnan(values)
+        names = data.columns.get(name, ())
+        if names and values.ndim == 2:
+            given += [f"column {c!r} in {n} rows" for c, n in zip(names, lost.sum(axis=0), strict=True) if n]
+        elif lost.any():
+            given.append(f"input {name!r} in {lost.reshape(len(lost), -1).any(axis=1).sum()} rows")
+    if given:
+        return (
+            f"NaN stands in {', '.join(given)}, and the model cannot take it: fill it or drop the rows in load_data, "
+            "or handle NaN in the model"
+        )
+    return "look for log(0) or 0/0 in the model"
+
+
 def _answers(graph: Artifact, validation: Dataset) -> Array:
     found: Array = predict(session(read_artifact(graph)), validation.inputs)
     if not np.isfinite(found).all():
-        raise ExportMismatch("the graph answers NaN or Inf on validation rows; look for log(0) or 0/0 in the model")
+        raise ExportMismatch(f"the graph answers NaN or Inf on validation rows; {_blame(validation)}")
     return found
 
 

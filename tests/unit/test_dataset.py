@@ -153,7 +153,25 @@ def test_from_frame_names_every_text_column():
     with pytest.raises(DataInvalid) as caught:
         Dataset.from_frame(frame(), target="churned")
     assert [line.split()[1] for line in caught.value.breaches] == ["'city'", "'day'", "'who'"]
-    assert "cat.codes" in str(caught.value)
+    city, day, who = caught.value.breaches
+    assert ".map({'Bonn': 0, 'Riga': 1, ...})" in city
+    assert "days since a fixed day" in day
+    assert ".map({'a': 0, 'b': 1, 'c': 2, ...})" in who
+
+
+@pytest.mark.parametrize(
+    ("values", "hint"),
+    [
+        (["1.5", "2"], "its text is numbers: pd.to_numeric"),
+        (["pro", "basic"], ".map({'basic': 0, 'pro': 1, ...})"),
+        (pd.to_datetime(["2026-01-01", "2026-02-01"]), "days since a fixed day"),
+        (["pro", None], ".map({'pro': 0, ...})"),
+    ],
+)
+def test_the_hint_for_a_column_that_is_no_number(values, hint):
+    with pytest.raises(DataInvalid) as caught:
+        Dataset.from_frame(pd.DataFrame({"plan": values, "y": [0, 1]}), target="y")
+    assert hint in caught.value.breaches[0]
 
 
 def test_from_frame_with_a_missing_target():

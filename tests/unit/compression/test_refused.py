@@ -99,6 +99,16 @@ def test_an_fp32_graph_that_answers_nan_stops_the_stage(made, tmp_path, monkeypa
         compress(made, tmp_path, [])
 
 
+def test_nan_that_the_model_is_given_is_named_column_by_column():
+    x = np.ones((5, 2), np.float32)
+    x[1:4, 1] = np.nan
+    image = np.full((5, 3, 3), np.nan, np.float32)
+    data = Dataset.from_arrays({"x": x, "image": image}, np.zeros(5), columns={"x": ("age", "income")})
+    assert "NaN stands in column 'income' in 3 rows, input 'image' in 5 rows" in search._blame(data)
+    whole = Dataset.from_arrays(np.ones((5, 2)), np.zeros(5))
+    assert "look for log(0)" in search._blame(whole)
+
+
 def test_a_misspelt_primary_metric_is_found_before_anything_is_pruned(made, tmp_path, monkeypatch):
     monkeypatch.setattr(search, "prune", lambda *_: pytest.fail("pruned first"))
     options = config(metric="acuracy")
