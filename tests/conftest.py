@@ -22,6 +22,9 @@ from homeostat.settings import Settings, load_settings
 
 ROOT = Path(__file__).resolve().parent.parent
 
+# A shell has what it starts in the background ignore Ctrl-C, and so its children: tests of it could not pass.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+
 
 def make_settings(home: Path, root: Path = ROOT) -> Settings:
     """Settings that keep every file of a test under `home`."""

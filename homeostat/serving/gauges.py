@@ -12,6 +12,7 @@ from prometheus_client.registry import Collector
 from homeostat import __version__
 from homeostat.serving.accesslog import AccessLog
 from homeostat.serving.dataplane import MAX_QUEUED, DataPlane
+from homeostat.serving.rest.connections import Connections
 
 
 class Gauges(Collector):
@@ -20,11 +21,13 @@ class Gauges(Collector):
     def __init__(
         self,
         plane: DataPlane,
-        http: Callable[[], tuple[int, int]] = lambda: (0, 0),
+        connections: Connections | None = None,
+        requests: Callable[[], int] = int,
         access_log: AccessLog | None = None,
     ) -> None:
-        """http: returns the HTTP connections that are open, and the requests on them that are being answered."""
-        self._plane, self._http, self._access_log = plane, http, access_log
+        """requests: returns the HTTP requests that are being read or answered."""
+        self._plane, self._connections, self._requests = plane, connections or Connections(), requests
+        self._access_log = access_log
 
     def collect(self) -> Iterator[Metric]:
         """Yield the metric families, for prometheus_client."""
@@ -50,14 +53,19 @@ class Gauges(Collector):
         yield _gauge("control_store_up", "1 while the rollout rows can be read.", float(not repository.problem))
 
     def _load(self) -> Iterator[Metric]:
-        connections, requests = self._http()
         flight = GaugeMetricFamily(
             "homeostat_requests_in_flight", "Requests of any kind that are being answered.", labels=("transport",)
         )
-        flight.add_metric(("rest",), requests)
+        flight.add_metric(("rest",), self._requests())
         flight.add_metric(("grpc",), self._plane.metrics.calls)
         yield flight
-        yield _gauge("connections", "Open HTTP connections.", connections)
+        http = self._connections
+        yield _gauge("connections", "Open HTTP connections.", len(http.all))
+        yield _gauge("connections_limit", "HTTP connections at once; above it idle ones make room.", http.limit)
+        yield _counter("connections_cut", "HTTP connections closed for breaking a limit, or to make room.", http.cut)
+        yield _gauge("requests_waiting", "HTTP requests that have come whole and have no answer yet.", http.waiting)
+        yield _gauge("requests_waiting_limit", "Requests that may wait; more are answered 503.", http.max_waiting)
+        yield _gauge("bodies_held_bytes", "Bytes of large HTTP bodies without an answer.", http.total_held)
         yield _gauge("queue_length", "Requests that wait for the inference thread, or are in it.", self._plane.queued)
         yield _gauge("queue_limit", "Requests that may wait; more are answered 503.", MAX_QUEUED)
 

@@ -10,6 +10,7 @@ import logging
 import os
 import signal
 import socket
+from functools import partial
 from types import FrameType
 from typing import TYPE_CHECKING
 
@@ -35,6 +36,7 @@ from homeostat.serving.post import Post
 from homeostat.serving.repository import Repository
 from homeostat.serving.rest.app import MAX_BODY, App
 from homeostat.serving.rest.connection import Connection
+from homeostat.serving.rest.connections import Connections, allow_connections
 from homeostat.serving.rest.gate import Gate
 from homeostat.serving.rest.observed import Observed
 from homeostat.serving.rollout.controller import Rollouts
@@ -62,6 +64,7 @@ class _Server(uvicorn.Server):  # type: ignore[misc]
     grpc: GrpcListener | None = None
     post: Post
     killers: Killers
+    connections: Connections
     failure: BaseException | None = None
     """Why the server ended by itself."""
 
@@ -90,6 +93,7 @@ class _Server(uvicorn.Server):  # type: ignore[misc]
         self.post.box.beat()
         if counter % 10 == 0:
             self.killers.read()
+            self.connections.sweep(asyncio.get_running_loop().time())
         stop: bool = await super().on_tick(counter)
         return stop
 
@@ -162,6 +166,7 @@ def serve(settings: Settings, post: Post) -> None:
     bound, bound_grpc = listening[0], listening[1] if len(listening) > 1 else None
     if not post.listening:
         post.announce(listening, settings.workers, place)
+    connections = Connections(allow_connections(settings.max_connections))
     metrics = Metrics()
     recorder = Recorder(
         settings.traffic_path,
@@ -180,10 +185,10 @@ def serve(settings: Settings, post: Post) -> None:
     access_log = AccessLog() if settings.access_log else None
     tracing = Tracing(connect_traces()) if settings.traces else None
     observer = Observer(access_log, tracing) if access_log or tracing else None
-    gate = Gate(App(plane), access, metrics.refuse)
+    gate = Gate(App(plane, crowded=connections.crowded), access, metrics.refuse)
     config = uvicorn.Config(
         Observed(gate, observer) if observer else gate,
-        http=Connection,
+        http=partial(Connection, connections),
         loop="uvloop",
         ws="none",
         lifespan="off",
@@ -199,9 +204,8 @@ def serve(settings: Settings, post: Post) -> None:
         timeout_graceful_shutdown=DRAIN_SECONDS,
     )
     server = _Server(config)
-    state = server.server_state
-    server.post, server.killers = post, killers
-    metrics.add(Gauges(plane, lambda: (len(state.connections), len(state.tasks)), access_log))
+    server.post, server.killers, server.connections = post, killers, connections
+    metrics.add(Gauges(plane, connections, lambda: len(server.server_state.tasks), access_log))
     server.grpc = GrpcListener(plane, access, bound_grpc, MAX_BODY, certificate, observer) if bound_grpc else None
     config.load()
     config.ssl = tls

@@ -6,7 +6,6 @@ import importlib
 import json
 import shutil
 import signal
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -169,9 +168,6 @@ def test_ctrl_c_at_each_stage_loses_nothing_and_the_pipeline_goes_on(champion: S
         def interrupted(*args: object, original: object = original, **kwargs: object) -> object:
             original(*args, **kwargs)  # type: ignore[operator]
             signal.raise_signal(signal.SIGINT)
-            for _ in range(500):  # before Python 3.12 it may arrive some bytecodes later, with other threads about
-                time.sleep(0.01)
-            pytest.fail("the signal has not arrived")
 
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(module, function, interrupted)

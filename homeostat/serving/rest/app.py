@@ -19,6 +19,7 @@ from homeostat.serving.rest import content, inference, scoring, tensorflow
 log = logging.getLogger(__name__)
 
 MAX_BODY = 8 * 1024 * 1024
+MAX_PATH = 512
 DISCARDED = 8
 """So many times the limit is read and thrown away before a 413, so that a client that is still sending sees it."""
 
@@ -57,8 +58,6 @@ COUNTED = {"infer", "invocations"}
 @lru_cache(maxsize=1024)
 def route(path: str) -> Route | None:
     """Return what a path means, or None."""
-    if len(path) > 512:
-        return None
     fixed = FIXED.get(path.rstrip("/") or "/")
     if fixed is not None:
         return fixed
@@ -78,6 +77,13 @@ def route(path: str) -> Route | None:
     return None
 
 
+class Crowded(RequestInvalid):
+    """More requests wait than may."""
+
+    def __init__(self) -> None:
+        super().__init__("too many requests wait for their answer; try again in a second", status=503)
+
+
 class Disconnected(Exception):
     """The client left before its body had come."""
 
@@ -91,8 +97,11 @@ def _name_entity(request: InferRequest, header: bytes | None) -> None:
 class App:
     """The ASGI application over one data plane."""
 
-    def __init__(self, plane: DataPlane, *, max_body: int = MAX_BODY) -> None:
-        self._plane, self._max_body = plane, max_body
+    def __init__(
+        self, plane: DataPlane, *, max_body: int = MAX_BODY, crowded: Callable[[], bool] = lambda: False
+    ) -> None:
+        """crowded: returns whether more requests wait than may; those that have a body are refused then."""
+        self._plane, self._max_body, self._crowded = plane, max_body, crowded
         self._actions = {
             "server": self._server,
             "alive": self._alive,
@@ -110,6 +119,8 @@ class App:
             raise RuntimeError(f"the server speaks HTTP alone, not {scope['type']}")
         found = None
         try:
+            if len(scope["path"]) > MAX_PATH:  # before anything remembers it
+                raise RequestInvalid(f"no such path: {scope['path']!r:.200}", status=404)
             if scope["path"].startswith(tensorflow.PREFIX):
                 await self._tensorflow(scope, receive, send)
                 return
@@ -272,6 +283,8 @@ class App:
         message = await receive()
         body: bytes = message.get("body", b"")
         if message["type"] == "http.request" and not message.get("more_body") and len(body) <= self._max_body:
+            if self._crowded():
+                raise Crowded
             return body if encoding in content.IDENTITY else await content.inflate_aside(body, encoding, self._max_body)
         chunks, total = [body], len(body)
         while message["type"] == "http.request" and message.get("more_body"):
@@ -286,6 +299,8 @@ class App:
             raise RequestInvalid(f"body: more than {self._max_body} bytes; send fewer rows at a time", status=413)
         if message["type"] == "http.disconnect":
             raise Disconnected
+        if self._crowded():
+            raise Crowded
         body = b"".join(chunks)
         return body if encoding in content.IDENTITY else await content.inflate_aside(body, encoding, self._max_body)
 

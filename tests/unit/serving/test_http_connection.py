@@ -9,6 +9,7 @@ import uvicorn
 from uvicorn.server import ServerState
 
 from homeostat.serving.rest.connection import Connection
+from homeostat.serving.rest.connections import Connections
 
 HEAD = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n"
 
@@ -43,7 +44,7 @@ def exchange(*requests: bytes, then=None) -> Wire:
 
     async def talk() -> Wire:
         config = uvicorn.Config(answer, http=Connection, loop="none", ws="none", lifespan="off", log_config=None)
-        connection, wire = Connection(config, ServerState(), {}, asyncio.get_running_loop()), Wire()
+        connection, wire = Connection(Connections(), config, ServerState(), {}, asyncio.get_running_loop()), Wire()
         connection.connection_made(wire)
         for request in requests:
             connection.data_received(request)

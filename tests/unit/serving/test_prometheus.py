@@ -11,6 +11,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from homeostat.serving.gauges import Gauges
 from homeostat.serving.metrics import BUCKETS, RETIRED, Metrics
+from homeostat.serving.rest.connections import Connections
 from tests import promtool
 from tests.bundles import make_bundle, rollout
 from tests.grpc_client import INFERENCE, PREDICTION
@@ -34,7 +35,7 @@ def value(text: str, name: str, **labels: str) -> float:
 @pytest.fixture
 def answered(plane):
     """A plane with gauges that has answered, refused, and not found."""
-    plane.metrics.add(Gauges(plane.plane, lambda: (3, 2)))
+    plane.metrics.add(Gauges(plane.plane, Connections(7), lambda: 2))
     plane.store.promote(make_bundle(plane.home))
     plane.repository.poll()
     assert plane.infer(BODY).status_code == 200
@@ -90,7 +91,8 @@ def test_what_the_server_reads_when_asked(answered) -> None:
     assert value(answered, "homeostat_live_version", model="toy") == 1
     assert value(answered, "homeostat_generation", model="toy") == 1
     assert value(answered, "homeostat_ready") == value(answered, "homeostat_control_store_up") == 1
-    assert value(answered, "homeostat_connections") == 3
+    assert value(answered, "homeostat_connections") == 0
+    assert value(answered, "homeostat_connections_limit") == 7
     assert value(answered, "homeostat_requests_in_flight", transport="rest") == 2
     assert value(answered, "homeostat_requests_in_flight", transport="grpc") == 0
     assert value(answered, "homeostat_captured_total") == 3
