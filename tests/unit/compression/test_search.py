@@ -108,8 +108,11 @@ def test_a_model_whose_graph_answers_nan_is_a_mismatch(trained, tmp_path):
         compress(PROJECT, options, trained[0], broken, tmp_path)
 
 
-def test_quantizing_leaves_the_logging_as_it_was(found):
-    assert logging.getLogger().level == logging.WARNING
+def test_quantizing_leaves_the_logging_as_it_was(found, tmp_path):
+    root = logging.getLogger()
+    before = root.level, root.handlers[:], root.filters[:]
+    search.to_dynamic_int8(found[0].candidates[0].onnx, tmp_path / "again.onnx")
+    assert (root.level, root.handlers, root.filters) == before
 
 
 def test_static_int8_stores_its_weights_as_int8(found):
