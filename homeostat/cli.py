@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from homeostat import __version__
-from homeostat.console import (
+from homeostat.commands.console import (
     actor,
     find_store,
     mirror_aliases,
@@ -21,9 +21,9 @@ from homeostat.console import (
     show,
 )
 from homeostat.errors import HomeostatError, NotFound
-from homeostat.keycommands import key
-from homeostat.rollout_commands import rollout
-from homeostat.trafficcommands import traffic
+from homeostat.commands.key import key
+from homeostat.commands.rollout import rollout
+from homeostat.commands.traffic import traffic
 
 if TYPE_CHECKING:
     from homeostat.control.store import ControlStore

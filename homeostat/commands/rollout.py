@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from homeostat.console import actor, mirror_aliases, open_store, read_settings, read_version, short_time, show
+from homeostat.commands.console import actor, mirror_aliases, open_store, read_settings, read_version, short_time, show
 
 if TYPE_CHECKING:
     from homeostat.config import RolloutConfig
