@@ -20,10 +20,10 @@ from homeostat.commands.console import (
     short_time,
     show,
 )
-from homeostat.errors import HomeostatError, NotFound
 from homeostat.commands.key import key
 from homeostat.commands.rollout import rollout
 from homeostat.commands.traffic import traffic
+from homeostat.errors import HomeostatError, NotFound
 
 if TYPE_CHECKING:
     from homeostat.control.store import ControlStore

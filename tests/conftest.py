@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -17,7 +18,7 @@ os.environ["PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW"] = "ignore"  # the library
 import httpx
 import pytest
 
-from deployments.places import choose_ports, environment
+from deployments.places import Ports, environment
 from homeostat.settings import Settings, load_settings
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -38,12 +39,19 @@ def forget_projects() -> None:
         del sys.modules[name]
 
 
+def free_port() -> int:
+    """A port that nothing listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
 class ServerProcess:
     """`homeostat serve` in a process of its own, on a free port."""
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
-        self.ports = choose_ports(take_free=True)
+        self.ports = Ports(*(free_port() for _ in range(4)))
         self.url = self.ports.urls["server"]
         self.log = settings.home / "server.log"
         self.start()

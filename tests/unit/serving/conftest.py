@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import socket
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -105,12 +104,6 @@ def zoo(tmp_path_factory: pytest.TempPathFactory) -> Plane:
     made.repository.poll()
     assert not [state.problem for state in made.repository.models.values() if state.problem]
     return made
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @pytest.fixture(scope="session")

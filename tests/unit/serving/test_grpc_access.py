@@ -12,8 +12,8 @@ from homeostat.serving.access import authorization as access_module
 from homeostat.serving.access.authorization import Access
 from homeostat.serving.protos import message
 from homeostat.settings import Settings
+from tests.conftest import free_port
 from tests.grpc_client import INFERENCE, MODELS, PREDICTION, GrpcClient, grpc_server
-from tests.unit.serving.conftest import free_port
 
 TENSOR = {"name": "x", "datatype": "FP32", "shape": [1, 4], "contents": {"fp32_contents": [1, 2, 3, 4]}}
 INFER = message("inference.ModelInferRequest")(model_name="toy", inputs=[TENSOR]).SerializeToString()

@@ -22,8 +22,8 @@ from homeostat.serving.rest.observed import Observed
 from homeostat.serving.tracing import Tracing, connect
 from homeostat.settings import Settings
 from tests.bundles import make_bundle
+from tests.conftest import free_port
 from tests.grpc_client import INFERENCE, PREDICTION, GrpcClient, grpc_server
-from tests.unit.serving.conftest import free_port
 
 BODY = {"inputs": [{"name": "x", "shape": [1, 4], "datatype": "FP32", "data": [1, 1, 1, 1]}]}
 TRACE, SPAN = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
