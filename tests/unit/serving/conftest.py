@@ -22,6 +22,7 @@ from homeostat.serving.repository import Repository
 from homeostat.serving.rest.app import App
 from homeostat.settings import Settings
 from tests.bundles import Store, identity, make_bundle, rollout, sigmoid, softmax, two_inputs
+from tests.conftest import free_port
 from tests.grpc_client import GrpcClient, grpc_server
 
 
