@@ -5,7 +5,8 @@ unexport PYTHONDONTWRITEBYTECODE # TensorFlow imports in 5 s with compiled files
 VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-PARALLEL := -n 2 --dist worksteal # unit tests share no server; flows and e2e do
+UNIT := -n 2 --dist worksteal tests/unit
+WHOLE := -n 2 --dist loadfile tests/flows tests/e2e # the tests of one file share servers
 COMPILE := UV_CUSTOM_COMPILE_COMMAND="make pins" $(BIN)/uv pip compile --quiet --universal --python-version 3.11 \
   --generate-hashes --no-emit-index-url --no-emit-find-links pyproject.toml
 
@@ -42,11 +43,11 @@ check: $(STAMP) ## format, lint, types, walls
 	@$(BIN)/lint-imports --no-cache
 
 unit: $(STAMP) ## unit tests alone
-	@$(BIN)/pytest -q $(PARALLEL) tests/unit
+	@$(BIN)/pytest -q $(UNIT)
 
-test: $(STAMP) ## every test, each kind in a process of its own
-	@echo "tests/unit" && $(BIN)/pytest -q $(PARALLEL) tests/unit
-	@for kind in flows e2e; do echo "tests/$$kind"; $(BIN)/pytest -q tests/$$kind || exit 1; done
+test: $(STAMP) ## every test: unit tests, then flows and servers
+	@echo "tests/unit" && $(BIN)/pytest -q $(UNIT)
+	@echo "tests/flows tests/e2e" && $(BIN)/pytest -q $(WHOLE)
 
 bench: $(STAMP) ## benchmarks, as ratios, side by side
 	@$(BIN)/python -m benchmarks
