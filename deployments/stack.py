@@ -33,6 +33,7 @@ def commands(ports: Ports, settings: Settings) -> dict[str, list[str]]:
         "mlflow": [
             *(python, "-m", "mlflow", "server", "--host", HOST, "--port", str(ports.mlflow), "--workers", "1"),
             *("--backend-store-uri", database, "--artifacts-destination", str(root / "mlruns" / "artifacts")),
+            *("--uvicorn-opts", "--log-level warning"),  # else a line for each request
         ],
         "server": ["homeostat", "serve", "--host", HOST, "--port", str(ports.server)],
         "worker": [python, "-m", "deployments.worker"],

@@ -335,5 +335,11 @@ def load_config(path: Path) -> ProjectConfig:
             elif problem["type"] == "missing":
                 lines.append(f"missing key {key!r}: {_meaning(problem['loc'])}")
             else:
-                lines.append(f"{key}: {problem['msg']} (got {problem['input']!r})")
+                quoted = isinstance(problem["input"], str) and problem["type"] in (
+                    "int_type",
+                    "float_type",
+                    "bool_type",
+                )
+                hint = "; write it without quotes" if quoted else ""
+                lines.append(f"{key}: {problem['msg']} (got {problem['input']!r}{hint})")
         raise ConfigError(f"{path}:" + "".join(f"\n  - {line}" for line in lines)) from error

@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from homeostat.dataset import Array
 from homeostat.errors import DataInvalid, RequestInvalid
+from homeostat.tensors import DATATYPES
 
 MAX_CATEGORIES = 20
 """An integer column with at most this many distinct values is a category."""
@@ -96,7 +97,8 @@ class Contract(Strict):
         for name, values in tensors.items():
             spec = expected[name]
             if values.dtype != np.dtype(spec.dtype):
-                raise RequestInvalid(f"input {name!r}: dtype {values.dtype}, expected {spec.dtype}")
+                datatype = DATATYPES[np.dtype(spec.dtype)]
+                raise RequestInvalid(f"input {name!r}: dtype {values.dtype}, expected {spec.dtype} ({datatype})")
             if values.ndim == 0 or values.shape[1:] != spec.shape:
                 wanted = ", ".join(("n", *map(str, spec.shape)))
                 raise RequestInvalid(f"input {name!r}: shape {list(values.shape)}, expected [{wanted}]")

@@ -96,6 +96,9 @@ def _classes(target: Array, names: tuple[str, ...]) -> Iterator[str]:
         return
     seen, counts = np.unique(target, return_counts=True)
     size = max(int(seen[-1]) + 1, len(names))
+    if seen[0] == 1 and len(seen) == seen[-1] and len(names) in (0, len(seen)):
+        yield "target: no row has class 0; classes are counted from 0: subtract 1"
+        return
     if names and int(seen[-1]) >= len(names):
         yield f"target: class {seen[-1]} in {rows_at(target >= len(names))}, but `classes` has {len(names)} names"
     if len(seen) == 1:

@@ -97,7 +97,7 @@ def compare(
     """Score two ONNX graphs by the primary metric on the same rows, with the paired interval of the gain.
 
     The gain is in units of the metric, and positive when the challenger is better. Raises
-    GateFailed when the champion does not take these rows.
+    GateFailed when the champion does not take these rows, or answers in another shape.
     """
     mine = predict(challenger, data.inputs)
     try:
@@ -107,6 +107,12 @@ def compare(
             f"champion v{champion_version} of {config.name} cannot be scored on the same rows: {error}; "
             "a model with other inputs is another model: give the project a new name"
         ) from error
+    widths = [matrix(outputs).shape[1] for outputs in (mine, theirs)]
+    if widths[0] < widths[1] or widths[0] > widths[1] == 1:  # a class more at the end is read as before
+        raise GateFailed(
+            f"the model answers {widths[0]} numbers a row, champion v{champion_version} of {config.name} {widths[1]}: "
+            "its clients would read them wrong; keep the last layer, or give the project a new name"
+        )
     first, second = measure(project, config, data.target, mine), measure(project, config, data.target, theirs)
     name = primary_of(config, {key: 0 for key in first if key in second})
     answers = [read_answers(config.task, data.target, outputs) for outputs in (mine, theirs)]

@@ -91,11 +91,13 @@ def _loss(model: keras.Model, task: Task, classes: int) -> str:
         raise ConfigError(f"build_model ends in {shape}; a regression ends in [n, 1]: Dense(1)")
     if len(shape) == 2 and shape[1] == 1 and classes <= 2:
         return "binary_crossentropy"
-    if len(shape) == 2 and shape[1] is not None and shape[1] >= max(classes, 2):
+    if len(shape) == 2 and shape[1] == max(classes, 2):
         return "sparse_categorical_crossentropy"
     raise ConfigError(
         f"build_model ends in {shape}, the target has {classes} classes: end in Dense({classes}, "
-        'activation="softmax")' + (' or Dense(1, activation="sigmoid")' if classes == 2 else "")
+        'activation="softmax")'
+        + (' or Dense(1, activation="sigmoid")' if classes == 2 else "")
+        + ", or name every class (classes= of the Dataset) when the data has not all of them"
     )
 
 

@@ -62,7 +62,10 @@ def test_the_digest_sees_a_changed_default(tmp_path: Path):
         (HEAD + "[train.schedule]\nkin = 'cosine'", ["unknown key 'train.schedule.kin'", "allowed here: kind,"]),
         (HEAD + "[train]\nearly_stopping = { patienc = 3 }", ["'train.early_stopping.patienc'", "patience, min_delta"]),
         ("", ["missing key 'name'", "missing key 'project': import string", "missing key 'task': \"classification\""]),
-        (HEAD + '[train]\nepochs = "3"', ["train.epochs: Input should be a valid integer (got '3')"]),
+        (
+            HEAD + '[train]\nepochs = "3"',
+            ["train.epochs: Input should be a valid integer (got '3'; write it without quotes)"],
+        ),
         (HEAD + "[train]\nepochs = 3.5", ["train.epochs: Input should be a valid integer"]),
         (HEAD + "[train]\nepochs = true", ["train.epochs: Input should be a valid integer"]),
         (HEAD + "[train]\nepochs = 0", ["train.epochs: Input should be greater than or equal to 1"]),

@@ -48,7 +48,7 @@ def without(name: str):
         (without("sex"), "inputs must be body, sex, image, flat; missing: sex; unknown: none"),
         (tensors(age=np.ones(3)), "missing: none; unknown: age"),
         ({}, "missing: body, flat, image, sex"),
-        (tensors(body=np.ones((3, 2))), "input 'body': dtype float64, expected float32"),
+        (tensors(body=np.ones((3, 2))), "input 'body': dtype float64, expected float32 (FP32)"),
         (tensors(sex=np.ones((3, 1), np.int32)), "input 'sex': dtype int32, expected int64"),
         (tensors(body=np.ones((3, 2), ">f4")), "input 'body': dtype >f4, expected float32"),
         (tensors(body=np.ones((3, 3), np.float32)), "input 'body': shape [3, 3], expected [n, 2]"),

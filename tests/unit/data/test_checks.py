@@ -78,6 +78,13 @@ def test_negative_class():
     assert "negative class in 200 of 200" in breaches(make_dataset(target=np.full(200, -1)))
 
 
+def test_classes_counted_from_one():
+    told = "target: no row has class 0; classes are counted from 0: subtract 1"
+    assert breaches(make_dataset(target=np.arange(200) % 2 + 1)) == told
+    assert breaches(make_dataset(target=np.arange(200) % 2 + 1, classes=("no", "yes"))) == told
+    assert "0 (0)" in breaches(make_dataset(target=np.arange(200) % 2 + 1, classes=("no", "yes", "perhaps")))
+
+
 def test_one_class_only():
     assert breaches(make_dataset(target=np.zeros(200, int))) == (
         "target: only one class (0), so there is nothing to tell apart"

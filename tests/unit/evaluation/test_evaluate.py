@@ -141,6 +141,13 @@ def test_a_champion_that_knows_fewer_classes_loses(project, configure, classes, 
     assert found.gain.low > 0.1
 
 
+def test_a_champion_whose_answers_have_another_shape_cannot_be_replaced(project, configure, classes, graph):
+    for mine, theirs in ((GOOD[:, :2], GOOD), (GOOD, GOOD[:, :1])):
+        told = f"answers {mine.shape[1]} numbers a row, champion v4 of toy {theirs.shape[1]}.*new name"
+        with pytest.raises(GateFailed, match=told):
+            compare(project, configure("classification"), classes(), graph(mine), graph(theirs), 4, 0)
+
+
 def test_slices_make_a_table(run, configure, classes, graph):
     data = classes(slices={"site": np.repeat(["north", "so|uth <b>", "lone"], [200, 159, 1])})
     seen = run(configure("classification"), data, graph(GOOD))

@@ -208,7 +208,7 @@ def test_bad_header_length(toy, length):
         (one(name=None), "inputs[0]"),
         (one(datatype="BYTES"), "use one of BOOL"),
         (one(datatype=None), "use one of BOOL"),
-        (one(datatype="FP64"), "dtype float64, expected float32"),
+        (one(datatype="FP64"), "dtype float64, expected float32 (FP32)"),
         (one(datatype="INT64", data=[1] * 8), "dtype int64, expected float32"),
         (one(shape=[4, 2], data=[1] * 8), "expected [n, 4]"),
         (one(shape=[8], data=[1] * 8), "expected [n, 4]"),

@@ -115,6 +115,7 @@ class Subclassed(keras.Model):
         (named("x", (2, 2)), "classification", r"takes \(2, 2\) a row, the dataset has \(4,\)"),
         (mlp(2), "classification", r"ends in \(None, 2\), the target has 3 classes: end in Dense\(3, activation"),
         (mlp(1, "sigmoid"), "classification", r"ends in \(None, 1\), the target has 3 classes"),
+        (mlp(4), "classification", r"ends in \(None, 4\), the target has 3 classes.*name every class"),
         (mlp(3, None), "regression", r"ends in \(None, 3\); a regression ends in \[n, 1\]: Dense\(1\)"),
         (two_outputs, "classification", r"build_model has 2 outputs; training takes one"),
         (lambda _: "a model", "classification", r"Made.build_model returned str, not a keras.Model"),
