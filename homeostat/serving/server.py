@@ -185,7 +185,7 @@ def serve(settings: Settings, post: Post) -> None:
     access_log = AccessLog() if settings.access_log else None
     tracing = Tracing(connect_traces()) if settings.traces else None
     observer = Observer(access_log, tracing) if access_log or tracing else None
-    gate = Gate(App(plane, crowded=connections.crowded), access, metrics.refuse)
+    gate = Gate(App(plane, crowded=connections.crowded, asked=access.asked), access, metrics.refuse)
     config = uvicorn.Config(
         Observed(gate, observer) if observer else gate,
         http=partial(Connection, connections),

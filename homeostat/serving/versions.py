@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from homeostat.errors import RequestInvalid
-from homeostat.serving.dataplane import DataPlane
+from homeostat.serving.dataplane import DataPlane, ModelNotFound
 from homeostat.serving.repository import ModelState
 from homeostat.serving.served import Served
 
@@ -37,6 +37,15 @@ def statuses(state: ModelState) -> list[VersionStatus]:
     known = {one.version for one in found}
     refused = [VersionStatus(number, "", False, text) for number, text in state.problems.items() if number not in known]
     return found + refused
+
+
+def check_version(state: ModelState, version: str) -> None:
+    """Raise ModelNotFound unless the version is loaded, was refused, or is named by the rollout row."""
+    row = state.row
+    named = [ref.version for ref in (row.champion, row.previous, row.challenger) if ref] if row else []
+    known = [*named, *(one.ref.version for one in state.loaded()), *state.problems]
+    if version not in map(str, known):
+        raise ModelNotFound(state.name, version, [str(one.ref.version) for one in state.answering()])
 
 
 def find_label(plane: DataPlane, name: str, label: str) -> Served:

@@ -90,15 +90,15 @@ class Server:
         finally:
             connection.close()
 
-    def promote(self, version: int, *, wait: bool = True) -> None:
-        expected = self.control.generation("toy")
-        row = self.control.set_challenger(
-            "toy", make_bundle(self.home, version), expected_generation=expected, actor="t", reason="t", evidence={}
-        )
-        self.wait(lambda: self.get(f"/v2/models/toy/versions/{version}/ready")[0] == 200)
-        self.control.promote("toy", version, expected_generation=row.generation, actor="t", reason="t", evidence={})
+    def promote(self, version: int, *, model: str = "toy", wait: bool = True, **bundle: Any) -> None:
+        expected = self.control.generation(model)
+        ref = make_bundle(self.home, version, model, **bundle)
+        said: dict[str, Any] = {"actor": "t", "reason": "t", "evidence": {}}
+        row = self.control.set_challenger(model, ref, expected_generation=expected, **said)
+        self.wait(lambda: self.get(f"/v2/models/{model}/versions/{version}/ready")[0] == 200)
+        self.control.promote(model, version, expected_generation=row.generation, **said)
         if wait:
-            self.wait(lambda: self.get("/v2/models/toy/ready")[1].get("version") == str(version))
+            self.wait(lambda: self.get(f"/v2/models/{model}/ready")[1].get("version") == str(version))
 
     def workers(self) -> list[int]:
         return children(self.process.pid)

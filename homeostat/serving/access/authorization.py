@@ -11,7 +11,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from homeostat.apikeys import FILE, KeyTable, read_keys
-from homeostat.client import Client
+from homeostat.client import SCOPES, Client
 from homeostat.errors import ConfigError, Unauthenticated
 from homeostat.serving.access.ratelimit import RateLimit
 from homeostat.serving.access.tokens import Tokens, load_token_keys
@@ -21,7 +21,9 @@ log = logging.getLogger(__name__)
 
 RELOAD_SECONDS = 0.5
 """How often the files of keys are looked at: a revoked key is refused within a second."""
-OPEN = re.compile(r"/v2/health/(live|ready)|/v2/models/[^/]+(/versions/[^/]+)?/ready|/ping|/health|/version")
+OPEN = re.compile(
+    r"/v2/health/(live|ready)|/v2/models/[^/]+(/versions/[^/]+)?/ready|/ping|/health|/version|/openapi\.json"
+)
 """Paths that need no key, for load balancers and probes."""
 OPERATE = re.compile(r"/v2/repository/models/.*|/v1/operate(/.*)?")
 LABEL = "/v1/feedback"
@@ -88,6 +90,12 @@ class Access:
         if time.monotonic() >= self._due:
             self._reload()
         return self._rates is None and not self.required
+
+    def asked(self) -> frozenset[str]:
+        """Return the scopes (ANY among them) for which a key is asked."""
+        if not self.required:
+            return frozenset()
+        return frozenset({*SCOPES} if self._open_metrics else {*SCOPES, ANY})
 
     def admit(self, path: str, headers: Mapping[bytes, bytes], address: str) -> Client | None:
         """Return the client of an HTTP request, None when no key is asked for.

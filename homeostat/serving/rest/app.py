@@ -14,7 +14,8 @@ from homeostat import __version__
 from homeostat.errors import RequestInvalid
 from homeostat.serving import metrics, operations
 from homeostat.serving.dataplane import DataPlane, InferenceFailed, InferRequest, check_entity
-from homeostat.serving.rest import content, inference, scoring, tensorflow
+from homeostat.serving.rest import content, inference, openapi, scoring, tensorflow
+from homeostat.serving.versions import check_version
 
 log = logging.getLogger(__name__)
 
@@ -49,6 +50,7 @@ FIXED = {
     "/ping": Route("ping"),
     "/health": Route("ping"),
     "/version": Route("version"),
+    "/openapi.json": Route("openapi"),
 }
 POSTED = {"infer", "feedback", "index", "operate", "invocations"}
 COUNTED = {"infer", "invocations"}
@@ -98,10 +100,18 @@ class App:
     """The ASGI application over one data plane."""
 
     def __init__(
-        self, plane: DataPlane, *, max_body: int = MAX_BODY, crowded: Callable[[], bool] = lambda: False
+        self,
+        plane: DataPlane,
+        *,
+        max_body: int = MAX_BODY,
+        crowded: Callable[[], bool] = lambda: False,
+        asked: Callable[[], frozenset[str]] = frozenset,
     ) -> None:
-        """crowded: returns whether more requests wait than may; those that have a body are refused then."""
-        self._plane, self._max_body, self._crowded = plane, max_body, crowded
+        """crowded: returns whether more requests wait than may; those that have a body are refused then.
+
+        asked: returns the scopes for which a key is asked, for the OpenAPI document.
+        """
+        self._plane, self._max_body, self._crowded, self._asked = plane, max_body, crowded, asked
         self._actions = {
             "server": self._server,
             "alive": self._alive,
@@ -111,6 +121,7 @@ class App:
             "metrics": self._metrics,
             "ping": self._ping,
             "version": self._version,
+            "openapi": self._openapi,
         }
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -126,7 +137,7 @@ class App:
                 return
             found = route(scope["path"])
             if found is None:
-                raise RequestInvalid(f"no such path: {scope['path']!r:.200}; GET /v2 says what runs here", status=404)
+                raise RequestInvalid(f"no such path: {scope['path']!r:.200}; GET /openapi.json lists them", status=404)
             if found.action in POSTED:
                 if scope["method"] != "POST":
                     await self._refuse(send, 405, f"{scope['method']:.20} is not for this path; use POST", b"POST")
@@ -147,10 +158,10 @@ class App:
         except RequestInvalid as error:
             if found is None or found.action not in COUNTED:
                 self._plane.metrics.refuse(error.status)
-            if found is not None and found.action == "invocations":
-                await self._error(send, error.status, scoring.error_body(error.status, str(error)))
-            else:
-                await self._error(send, error.status, str(error))
+            await self._tell(send, found, error.status, str(error))
+        except RecursionError:  # what is wrong with a body is worded by repr, which cannot word any depth
+            self._plane.metrics.refuse(400)
+            await self._tell(send, found, 400, "body: its lists or objects are nested too deep")
         except Disconnected:
             self._plane.metrics.refuse(499)
         except Exception as error:
@@ -158,7 +169,7 @@ class App:
                 self._plane.metrics.refuse(500)
             log.exception("%s %s failed", scope["method"], scope["path"])
             kind = type(error.__cause__ or error).__name__
-            await self._error(send, 500, f"{kind} while answering; the server's log says where")
+            await self._tell(send, found, 500, f"{kind} while answering; the server's log says where")
 
     async def _infer(self, found: Route, scope: Scope, receive: Receive, send: Send) -> None:
         length = encoding = entity = None
@@ -224,13 +235,15 @@ class App:
 
     async def _index(self, scope: Scope, receive: Receive, send: Send) -> None:
         body = await self._body(scope, receive, dict(scope["headers"]).get(b"content-encoding"))
-        ready = inference.parse_json(body).get("ready") is True if body else False
+        ready = inference.parse_json(body).get("ready", False) if body else False
+        if not isinstance(ready, bool):
+            raise RequestInvalid(f"ready: {ready!r:.60} must be true or false")
         await self._json(send, 200, operations.index(self._plane, ready=ready))
 
     async def _tensorflow(self, scope: Scope, receive: Receive, send: Send) -> None:
         found = tensorflow.route(scope["path"])
         if found is None:
-            raise RequestInvalid(f"no such path: {scope['path']!r:.200}; docs/serving.md lists them", status=404)
+            raise RequestInvalid(f"no such path: {scope['path']!r:.200}; GET /openapi.json lists them", status=404)
         posted = found.action not in tensorflow.READ
         allowed = ("POST",) if posted else ("GET", "HEAD")
         if scope["method"] not in allowed:
@@ -263,7 +276,10 @@ class App:
         await self._json(send, 200, inference.metadata(self._plane.state(found.model), served))
 
     async def _model_ready(self, found: Route, send: Send) -> None:
-        body = inference.readiness(self._plane.state(found.model), found.version, self._plane.board)
+        state = self._plane.state(found.model)
+        if found.version is not None:
+            check_version(state, found.version)
+        body = inference.readiness(state, found.version, self._plane.board)
         await self._json(send, 200 if body["ready"] else 503, body)
 
     async def _metrics(self, _: Route, send: Send) -> None:
@@ -277,6 +293,9 @@ class App:
 
     async def _version(self, _: Route, send: Send) -> None:
         await self._write(send, 200, __version__.encode(), TEXT, [])
+
+    async def _openapi(self, _: Route, send: Send) -> None:
+        await self._write(send, 200, openapi.document(self._asked()), inference.JSON, [])
 
     async def _body(self, scope: Scope, receive: Receive, encoding: bytes | None) -> bytes:
         content.check_encoding(encoding)
@@ -308,18 +327,26 @@ class App:
         self._plane.metrics.refuse(status)
         await self._error(send, status, message, [(b"allow", allow)])
 
+    async def _tell(self, send: Send, found: Route | None, status: int, message: str) -> None:
+        """Answer an error as the protocol of the path words it."""
+        if found is not None and found.action == "invocations":
+            await self._error(send, status, scoring.error_body(status, message))
+        else:
+            await self._error(send, status, message)
+
     async def _error(
         self, send: Send, status: int, message: str | dict[str, str], headers: Headers | None = None
     ) -> None:
         headers = headers or []
         if status == 413:
             headers.append((b"connection", b"close"))
-        elif status == 503:
-            headers.append((b"retry-after", b"1"))
         await self._json(send, status, message if isinstance(message, dict) else {"error": message}, headers)
 
     async def _json(self, send: Send, status: int, value: Any, headers: Headers | None = None) -> None:
-        await self._write(send, status, orjson.dumps(value), inference.JSON, headers or [])
+        headers = headers or []
+        if status == 503:
+            headers.append((b"retry-after", b"1"))
+        await self._write(send, status, orjson.dumps(value), inference.JSON, headers)
 
     async def _write(self, send: Send, status: int, body: bytes, kind: bytes, headers: Headers) -> None:
         headers += [(b"content-type", kind), (b"content-length", str(len(body)).encode())]

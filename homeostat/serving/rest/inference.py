@@ -64,6 +64,13 @@ def _member(value: Any, key: str, kind: type, where: str) -> Any:
     return found
 
 
+def _truth(value: dict[str, Any], key: str, where: str) -> bool | None:
+    found = value.get(key)
+    if found is not None and not isinstance(found, bool):
+        raise RequestInvalid(f"{where}{key}: {found!r:.60} must be true or false")
+    return found
+
+
 def _shape(value: Any, where: str) -> tuple[int, ...]:
     if not isinstance(value, list) or not 0 < len(value) <= MAX_RANK:
         raise RequestInvalid(f"{where}.shape: {value!r:.60} must be a list of 1 to {MAX_RANK} sizes, rows first")
@@ -88,6 +95,11 @@ def _flatten(data: list[Any], shape: tuple[int, ...], where: str) -> list[Any]:
     return level
 
 
+def _whole(value: Any) -> Any:
+    """Return a whole float as an integer, and anything else as it is."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
 def from_json(data: Any, dtype: np.dtype[Any], shape: tuple[int, ...], where: str) -> Array:
     """Return JSON numbers, flat or nested as `shape` is, as an array; raises RequestInvalid when they do not fit."""
     if not isinstance(data, list):
@@ -99,9 +111,12 @@ def from_json(data: Any, dtype: np.dtype[Any], shape: tuple[int, ...], where: st
         if not all(type(value) is bool for value in flat):
             raise RequestInvalid(f"{where}.data: true or false is expected for BOOL")
         return np.array(flat, dtype=dtype).reshape(shape)
+    code = _TYPECODES.get(dtype.str, "f")
     try:
-        code = _TYPECODES.get(dtype.str, "f")
-        values: Array = np.frombuffer(array(code, flat), dtype=code)
+        try:
+            values: Array = np.frombuffer(array(code, flat), dtype=code)
+        except TypeError:  # JSON has one kind of number: some clients write 2 as 2.0
+            values = np.frombuffer(array(code, map(_whole, flat)), dtype=code)
     except (TypeError, OverflowError, ValueError) as error:
         raise RequestInvalid(f"{where}.data: not all values are {datatype_of(dtype)}: {error}") from error
     if values.dtype != dtype:  # FP16 has no typecode
@@ -130,17 +145,18 @@ def _from_binary(
 
 
 def _wanted(value: dict[str, Any], parameters: dict[str, Any]) -> Wanted:
-    wanted = Wanted(parameters.get("binary_data_output") is True)
-    outputs = _member(value, "outputs", list, "")
-    if outputs:
-        wanted.names = []
+    wanted = Wanted(_truth(parameters, "binary_data_output", "parameters.") is True)
+    outputs, names = _member(value, "outputs", list, ""), []
     for place, output in enumerate(outputs[: MAX_TENSORS + 1]):
+        where = f"outputs[{place}]"
         if not isinstance(output, dict) or not isinstance(output.get("name"), str):
-            raise RequestInvalid(f'outputs[{place}]: must be {{"name": "..."}}')
-        wanted.names = [*(wanted.names or []), output["name"]]
-        binary = _member(output, "parameters", dict, f"outputs[{place}].").get("binary_data")
+            raise RequestInvalid(f'{where}: must be {{"name": "..."}}')
+        name = output["name"]
+        names.append(name)
+        binary = _truth(_member(output, "parameters", dict, f"{where}."), "binary_data", f"{where}.parameters.")
         if binary is not None:
-            wanted.binary[output["name"]] = binary is True
+            wanted.binary[name] = binary
+    wanted.names = names or None
     if len(outputs) > MAX_TENSORS:
         raise RequestInvalid(f"outputs: {len(outputs)} of them, at most {MAX_TENSORS}")
     return wanted
@@ -191,10 +207,13 @@ def decode(body: bytes, header_length: str | None = None) -> tuple[InferRequest,
 
 
 def check_wanted(served: Served, wanted: Wanted) -> None:
-    """Raise RequestInvalid when an output is asked for that the model does not have."""
-    for name in wanted.names or ():
+    """Raise RequestInvalid when an output is asked for that the model does not have, or twice."""
+    names = wanted.names or ()
+    for name in names:
         if name not in served.session.output_names:
             raise RequestInvalid(f"outputs: no output {name!r:.80}; there is: {', '.join(served.session.output_names)}")
+    if len(set(names)) < len(names):
+        raise RequestInvalid(f"outputs: one stands twice: {', '.join(names):.200}")
 
 
 def encode(response: InferResponse, wanted: Wanted) -> tuple[bytes, int | None]:

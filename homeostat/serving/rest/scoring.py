@@ -40,7 +40,10 @@ def choose(plane: DataPlane, model: str, query: bytes) -> tuple[Served, bool]:
     And whether it was asked for by its number. The only one is that of those the client may use.
     Raises RequestInvalid when there are several and none is named, ModelNotFound, NotServing, Forbidden.
     """
-    asked = parse_qs(query.decode("latin-1"), max_num_fields=16) if query else {}
+    try:
+        asked = parse_qs(query.decode("latin-1"), max_num_fields=16) if query else {}
+    except ValueError as error:
+        raise RequestInvalid("the query has more than 16 fields; model and version are known") from error
     name = model or asked.get("model", [""])[0]
     if not name:
         client = current.get()
@@ -63,7 +66,8 @@ def decode(body: bytes, content_type: bytes, served: Served) -> InferRequest:
         value = {form: value}
     if not isinstance(value, dict):
         raise RequestInvalid(f"body: an object with one of {', '.join(FORMS)} is expected, not {type(value).__name__}")
-    params = value.get("params") or {}
+    params = value.get("params")
+    params = {} if params is None else params
     if not isinstance(params, dict) or not params.keys() <= set(PARAMS):
         raise RequestInvalid(f"params: {params!r:.80}; must be an object with {' and '.join(PARAMS)} at most")
     given, entity, slices = params.get("id"), params.get("entity_id"), params.get("slices")

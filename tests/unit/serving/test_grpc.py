@@ -100,6 +100,7 @@ def test_typed_outputs(client) -> None:
         ({"inputs": [X], "raw_input_contents": [FLAT]}, "beside raw_input_contents"),
         ({"inputs": [X], "outputs": [{"name": "y"}]}, "no output 'y'"),
         ({"inputs": [X], "outputs": [{"name": "output"}] * 300}, "300 of them"),
+        ({"inputs": [X], "outputs": [{"name": "output"}] * 2}, "one stands twice"),
         ({"inputs": [X], "id": "\n"}, "printable"),
         ({"inputs": [X], "parameters": {"entity_id": {"int64_param": 3}}}, "parameters.entity_id"),
         ({"inputs": [X], "parameters": {"slices": {"string_param": "site"}}}, "parameters.slices"),

@@ -203,7 +203,13 @@ def test_bad_header_length(toy, length):
         ({"inputs": [INPUT], "parameters": {"entity_id": "a\x00b"}}, "entity_id"),
         ({"inputs": [INPUT], "outputs": {}}, "outputs: must be a list"),
         ({"inputs": [INPUT], "outputs": [{}]}, "outputs[0]"),
+        ({"inputs": [INPUT], "parameters": {"binary_data_output": 1}}, "parameters.binary_data_output: 1 must be true"),
+        (
+            {"inputs": [INPUT], "outputs": [{"name": "output", "parameters": {"binary_data": "no"}}]},
+            "outputs[0].parameters.binary_data: 'no' must be true or false",
+        ),
         ({"inputs": [INPUT], "outputs": [{"name": "y"}]}, "no output 'y'; there is: output"),
+        ({"inputs": [INPUT], "outputs": [{"name": "output"}] * 2}, "outputs: one stands twice: output, output"),
         (one(name="y"), "missing: x; unknown: y"),
         (one(name=None), "inputs[0]"),
         (one(datatype="BYTES"), "use one of BOOL"),
@@ -244,6 +250,12 @@ def test_bad_requests(toy, body, message):
     assert toy.recorder.captured == before
 
 
+def test_what_is_too_deep_to_be_worded_is_refused(toy):
+    deep = json.dumps(one(shape=0)).replace('"shape": 0', '"shape": ' + "[" * 1000 + "]" * 1000)
+    answer = toy.infer(deep.encode())
+    assert (answer.status_code, answer.json()) == (400, {"error": "body: its lists or objects are nested too deep"})
+
+
 @pytest.mark.parametrize(
     ("data", "message"),
     [([1.5], "INT64"), ([2**63], "INT64"), ([True, 1], "2 values"), ([99], "outside"), (["1"], "INT64")],
@@ -255,6 +267,15 @@ def test_bad_integers(toy, data, message):
     ]
     answer = toy.infer({"inputs": inputs}, "/v2/models/pair/infer")
     assert (answer.status_code, message in answer.json()["error"]) == (400, True), answer.text
+
+
+def test_a_whole_float_is_an_integer_as_json_has_one_kind_of_number(toy):
+    inputs = [
+        {"name": "b", "shape": [2], "datatype": "INT64", "data": [2.0, -3]},
+        {"name": "a", "shape": [2, 2], "datatype": "FP32", "data": [1, 2, 3, 4]},
+    ]
+    answer = toy.infer({"inputs": inputs, "outputs": [{"name": "doubled"}]}, "/v2/models/pair/infer")
+    assert answer.json()["outputs"][0]["data"] == [4, -6]
 
 
 def test_inputs_of_different_length(toy):
@@ -333,7 +354,8 @@ def test_a_client_that_leaves_gets_nothing(toy):
         ("POST", "/v2", 405),
         ("POST", "/metrics", 405),
         ("GET", "/v1/feedback", 405),
-        ("GET", "/v2/models/toy/versions/2/ready", 503),
+        ("GET", "/v2/models/toy/versions/2/ready", 404),
+        ("GET", "/v2/models/toy/versions/x/ready", 404),
         ("GET", "/v2/models/toy/versions/1/ready", 200),
         ("GET", "/v2/models/toy/ready", 200),
         ("GET", "/v2/health/live", 200),

@@ -41,7 +41,8 @@ def status(plane, path):
 def test_nothing_is_known_before_the_first_reading(plane):
     plane.store.down = True
     plane.repository.poll()
-    assert status(plane, "/v2/health/ready")[0] == 503
+    refused = plane.call("GET", "/v2/health/ready")
+    assert (refused.status_code, refused.headers["retry-after"]) == (503, "1")
     assert "does not answer" in status(plane, "/v2/health/ready")[1]["problem"]
     plane.store.down = False
     plane.repository.poll()
@@ -94,6 +95,7 @@ def test_a_damaged_bundle_leaves_the_live_version(plane, name):
     assert (code, ready["version"], ready["generation"]) == (200, "1", 1)
     assert name.split(".")[0] in ready["problem"]
     code, two_ready = status(plane, "/v2/models/toy/versions/2/ready")
+    assert status(plane, "/v2/models/toy/versions/3/ready")[0] == 404, "nobody named that one"
     assert (code, two_ready["ready"]) == (503, False)
     assert "version 2 is refused" in two_ready["problem"]
     assert 'homeostat_swaps_total{model="toy"} 1.0' in plane.call("GET", "/metrics").text

@@ -78,6 +78,7 @@ def test_golden(scored, case):
         ("", None, 400, "not valid JSON"),
         ({"inputs": [[1] * 4], "params": {"temperature": 1}}, None, 400, "an object with id and entity_id and slices"),
         ({"inputs": [[1] * 4], "params": [1]}, None, 400, "params: [1]"),
+        ({"inputs": [[1] * 4], "params": False}, None, 400, "params: False"),
         ({"inputs": [[1] * 4], "params": {"id": ""}}, None, 400, "params.id: ''"),
         ({"inputs": [[1] * 4], "params": {"entity_id": 4}}, None, 400, "params.entity_id: 4"),
         ({"inputs": [[1] * 4], "params": {"slices": "site"}}, None, 400, "params.slices: 'site' must be"),
@@ -144,6 +145,8 @@ def test_which_model(scored, plane):
     for path in ("/gateway/toys/invocations", "/invocations?model=toy&version=2"):
         answer = ask(scored, body, path=path)
         assert (answer.status_code, answer.json()["error_code"]) == (404, "RESOURCE_DOES_NOT_EXIST")
+    answer = ask(scored, body, path="/invocations?" + "&".join(["model=toy"] * 17))
+    assert (answer.status_code, "more than 16 fields" in answer.json()["message"]) == (400, True)
     answer = ask(plane, body, path="/invocations")
     assert (answer.status_code, answer.headers["retry-after"]) == (503, "1")
     plane.store.promote(make_bundle(plane.home))

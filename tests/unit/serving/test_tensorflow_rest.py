@@ -127,5 +127,6 @@ def test_the_index_and_the_operations(zoo) -> None:
     assert {"name": "toy", "version": "3"}.items() <= next(one for one in everything if one["reason"]).items()
     assert zoo.call("GET", "/v2/repository/index").status_code == 405
     assert zoo.call("POST", "/v2/repository/index", json=[]).status_code == 400
+    assert zoo.call("POST", "/v2/repository/index", json={"ready": 1}).status_code == 400
     refused = zoo.call("POST", "/v2/repository/models/toy/unload", json={})
     assert (refused.status_code, "rollout row" in refused.json()["error"]) == (403, True)
