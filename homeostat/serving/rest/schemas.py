@@ -45,18 +45,18 @@ def _or_null(schema: Schema) -> Schema:
     return {**schema, "type": [schema["type"], "null"]}
 
 
-MODEL = {**TEXT, "pattern": f"^{MODEL_NAME.pattern}$", "example": "diabetes"}
-VERSION = {**TEXT, "pattern": "^[1-9][0-9]{0,8}$", "example": "1"}
-LABEL = {"enum": list(LABELS), "example": LABELS[0]}
+MODEL = {**TEXT, "pattern": f"^{MODEL_NAME.pattern}$", "examples": ["diabetes"]}
+VERSION = {**TEXT, "pattern": "^[1-9][0-9]{0,8}$", "examples": ["1"]}
+LABEL = {"enum": list(LABELS), "examples": [LABELS[0]]}
 ID = {**TEXT, "minLength": 1, "maxLength": MAX_ID, "pattern": "^[ -~]+$"}
 CONTROLS = r"\u0000-\u001f\u007f-\u009f"
 """What is never printable; JSON Schema cannot say it of the rest."""
-ENTITY = {**TEXT, "minLength": 1, "maxLength": MAX_ENTITY, "pattern": f"^[^{CONTROLS}]+$", "example": "patient-4"}
+ENTITY = {**TEXT, "minLength": 1, "maxLength": MAX_ENTITY, "pattern": f"^[^{CONTROLS}]+$", "examples": ["patient-4"]}
 SLICED = {
     **TEXT,
     "maxLength": MAX_SLICES,
     "pattern": f"^{SLICES.pattern.replace('[^=,]', f'[^=,{CONTROLS}]')}$",
-    "example": "site=north",
+    "examples": ["site=north"],
 }
 
 _TENSOR = _exactly(name=TEXT, datatype=DATATYPE, shape=_list({**WHOLE, "minimum": -1}))

@@ -9,6 +9,7 @@ import textwrap
 from itertools import product
 
 import pytest
+from jsonschema import Draft202012Validator
 from schemathesis.openapi import from_dict
 
 from homeostat.apikeys import FILE, create_key
@@ -61,6 +62,8 @@ def test_every_path_that_is_routed_is_described_and_no_other():
 @pytest.mark.parametrize("document", [OPEN, CLOSED], ids=["open", "closed"])
 def test_it_is_valid_and_refers_to_all_that_it_defines(document):
     from_dict(document).validate()
+    for schema in document["components"]["schemas"].values():
+        Draft202012Validator.check_schema(schema)
     text = json.dumps(document)
     for kind, members in document["components"].items():
         for name in members if kind != "securitySchemes" else ():
