@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import time
 
 import numpy as np
@@ -13,7 +15,7 @@ from onnx import TensorProto, helper, numpy_helper
 from homeostat.bundle import load_public_key, open_bundle
 from homeostat.errors import BundleInvalid, PreflightFailed
 from homeostat.golden import check_finite, read_golden
-from homeostat.serving.preflight import Interrupted, preflight
+from homeostat.serving.preflight import NICENESS, Interrupted, preflight
 from homeostat.serving.session import Session, check_golden
 from tests.bundles import chain, endless_loop, graph_bytes, identity, linear, make_bundle, memory_bomb, npz
 
@@ -47,6 +49,16 @@ def test_preflight_refuses_another_graphs_answers(tmp_path):
         preflight(b"\x08\x09", bundle.golden, "here")
     with pytest.raises(BundleInvalid, match=r"golden.npz"):
         preflight(bundle.onnx, b"PK", "here")
+
+
+def test_preflight_makes_way_for_requests():
+    with subprocess.Popen([sys.executable, "-m", "homeostat.serving.preflight"], stdin=subprocess.PIPE) as process:
+        deadline = time.monotonic() + 20
+        own = psutil.Process().nice()
+        while psutil.Process(process.pid).nice() != min(own + NICENESS, 19):
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        process.kill()
 
 
 def test_preflight_has_limits(tmp_path):
