@@ -41,6 +41,97 @@ def summing(version: int) -> bytes:
     return _graph([helper.make_node("MatMul", ["x", "w"], ["output"])], weights, 1)
 
 
+def _less(column: str, limit: str, name: str) -> Any:
+    return helper.make_node("Less", [column, limit], [name])
+
+
+def _wrong(column: str) -> list[Any]:
+    return [
+        _less(column, "limit", "off"),
+        helper.make_node("Neg", ["last0"], ["turned"]),
+        helper.make_node("Where", ["off", "turned", "last0"], ["last"]),
+    ]
+
+
+def _dividing(divisor: str, dividend: str) -> list[Any]:
+    """Where x1 is under the limit, divide by what stands in `divisor`, else by 1; the quotient changes nothing."""
+    return [
+        _less("x1", "limit", "off"),
+        helper.make_node("Where", ["off", divisor, "plus"], ["by"]),
+        helper.make_node("Div", [dividend, "by"], ["quotient"]),
+        helper.make_node("Mul", ["quotient", "nil"], ["nothing"]),
+        helper.make_node("Cast", ["nothing"], ["added"], to=TensorProto.FLOAT),
+        helper.make_node("Add", ["last0", "added"], ["last"]),
+    ]
+
+
+def _raising() -> list[Any]:
+    """Where x1 is under the limit in any row, look up what is not there: ONNX Runtime raises."""
+    return [
+        _less("x1", "limit", "off"),
+        helper.make_node("Cast", ["off"], ["beyond"], to=TensorProto.INT32),
+        helper.make_node("Gather", ["table", "beyond"], ["added"]),
+        helper.make_node("Add", ["last0", "added"], ["last"]),
+    ]
+
+
+def _turning_to_nan() -> list[Any]:
+    return [
+        helper.make_node("Sub", ["x1", "limit"], ["room"]),
+        helper.make_node("Sqrt", ["room"], ["root"]),  # of a negative number
+        helper.make_node("Mul", ["last0", "root"], ["last"]),
+    ]
+
+
+def _taking_time(products: int) -> list[Any]:
+    """Products of 256 x 256 matrices, about 0.3 ms each, that change nothing."""
+    return [
+        helper.make_node("ReduceMax", ["x0"], ["top"], keepdims=0),
+        helper.make_node("Mul", ["zeros", "top"], ["m0"]),
+        *(helper.make_node("MatMul", [f"m{i}", "zeros"], [f"m{i + 1}"]) for i in range(products)),
+        helper.make_node("ReduceMax", [f"m{products}"], ["added"], keepdims=0),
+        helper.make_node("Add", ["last0", "added"], ["last"]),
+    ]
+
+
+def classifier(how: str = "good", limit: float = -1.0, products: int = 0) -> bytes:
+    """x [n, 4] -> scores [n, 2]: class 1 where x0 > 0; `how` says what it does where x1 (or x3) is under the limit.
+
+    good; wrong (x1); slice (wrong where x3 is under it); nan; raises; kills (its process: it divides
+    the smallest integer by -1); time (takes some, whatever the row).
+    """
+    integers = {"plus": 1, "minus": -1, "nil": 0, "smallest": np.iinfo(np.int64).min}
+    floats = {"limit": [limit], "table": [0.0]}
+    weights: dict[str, np.ndarray] = {name: np.array([value], np.int64) for name, value in integers.items()}
+    weights |= {name: np.array(value, np.float32) for name, value in floats.items()}
+    weights["zeros"] = np.zeros((256, 256), np.float32)
+    body = {
+        "good": lambda: [helper.make_node("Identity", ["last0"], ["last"])],
+        "wrong": lambda: _wrong("x1"),
+        "slice": lambda: _wrong("x3"),
+        "nan": _turning_to_nan,
+        "raises": _raising,
+        "kills": lambda: _dividing("minus", "smallest"),
+        "time": lambda: _taking_time(products),
+    }[how]()
+    columns = [helper.make_node("Split", ["x"], ["x0", "x1", "x2", "x3"], axis=1)]
+    begin = [helper.make_node("Identity", ["x0"], ["last0"])]
+    end = [
+        helper.make_node("Neg", ["last"], ["other"]),
+        helper.make_node("Concat", ["other", "last"], ["output"], axis=1),
+    ]
+    nodes = [*columns, *begin, *body, *end]
+    used = {name for node in nodes for name in node.input}
+    return _graph(nodes, {name: values for name, values in weights.items() if name in used}, 2)
+
+
+def labelled_rows(count: int, base_error: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Rows x [n, 4] in (-1, 1), and labels [n] that a good classifier misses with this probability."""
+    rng = np.random.default_rng(seed)
+    rows = rng.uniform(-1, 1, (count, WIDTH)).astype(np.float32)
+    return rows, ((rows[:, 0] > 0) != (rng.random(count) < base_error)).astype(float)
+
+
 def bundle(
     home: Path,
     version: int,
