@@ -8,6 +8,7 @@ from pathlib import Path
 
 from homeostat.bundle import build, load_key, load_public_key, open_bundle
 from homeostat.compression.search import compress
+from homeostat.config import ProjectConfig
 from homeostat.contract import Contract
 from homeostat.control.store import ControlStore
 from homeostat.data.prepare import prepare
@@ -18,14 +19,14 @@ from homeostat.export.export import export
 from homeostat.lineage import make_lineage
 from homeostat.monitoring.reference import make_reference
 from homeostat.project import find_project, load_project
+from homeostat.records import BundleRef, Evaluation
 from homeostat.rollout import introduce
-from homeostat.settings import load_settings
+from homeostat.settings import Settings, load_settings
 from homeostat.training.fit import train
 
 
-def main(name: str, version: int) -> None:
-    """Live one life; the version is a challenger of the running server's model afterwards."""
-    settings = load_settings()
+def live(name: str, version: int, settings: Settings) -> tuple[BundleRef, Evaluation, ProjectConfig]:
+    """Live one life as far as the bundle."""
     project, config = load_project(find_project(name, settings.root), settings.root)
     pipeline_id = uuid.uuid4().hex
     workspace: Path = settings.home / "pipelines" / pipeline_id
@@ -58,7 +59,14 @@ def main(name: str, version: int) -> None:
         settings.bundles_url,
         held_out.classes,
     )
-    introduce(store, bundle, evaluation, config, settings.server_url, "bare script")
+    return bundle, evaluation, config
+
+
+def main(name: str, version: int) -> None:
+    """Live one life; the version is a challenger of the running server's model afterwards."""
+    settings = load_settings()
+    bundle, evaluation, config = live(name, version, settings)
+    introduce(ControlStore(settings.control_url), bundle, evaluation, config, settings.server_url, "bare script")
 
 
 if __name__ == "__main__":

@@ -51,23 +51,23 @@ def _uv() -> str:
     return found
 
 
-def environment_of(folder: Path, server: Server) -> Path:
-    """Make the rival's own virtual environment, once, and return its bin folder."""
-    place = folder / "venv" / server.name
+def environment_of(folder: Path, name: str, packages: tuple[str, ...]) -> Path:
+    """Make a virtual environment of its own, once, and return its bin folder; raises Skipped."""
+    place = folder / "venv" / name
     done = place / ".installed"
-    if done.exists() and done.read_text() == repr(server.packages):
+    if done.exists() and done.read_text() == repr(packages):
         return place / "bin"
     try:
         for command in (
             ["venv", "--quiet", "--clear", "--python", sys.executable, str(place)],
-            ["pip", "install", "--quiet", "--python", str(place / "bin" / "python"), *server.packages],
+            ["pip", "install", "--quiet", "--compile-bytecode", "--python", str(place / "bin" / "python"), *packages],
         ):
             subprocess.run([_uv(), *command], check=True, capture_output=True, text=True, timeout=INSTALL_SECONDS)
     except subprocess.CalledProcessError as error:
         raise Skipped(f"cannot be installed: {error.stderr.strip()[-300:]}") from error
     except subprocess.TimeoutExpired as error:
         raise Skipped(f"not installed within {INSTALL_SECONDS} s") from error
-    done.write_text(repr(server.packages))
+    done.write_text(repr(packages))
     return place / "bin"
 
 
@@ -170,7 +170,7 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def _answers(request: Request) -> bool:
+def answers(request: Request) -> bool:
     sent = urllib.request.Request(request.url, request.body, request.headers)
     try:
         with urllib.request.urlopen(sent, timeout=5) as answer:
@@ -183,7 +183,7 @@ def _answers(request: Request) -> bool:
 def running(folder: Path, server: Server, workload: Workload, core: int | None) -> Iterator[tuple[Request, int]]:
     """Start a server, wait until it answers, yield the request and its pid, and end it with all that it started."""
     if server.packages:
-        environment_of(folder, server)
+        environment_of(folder, server.name, server.packages)
     port = free_port()
     command, environment = server.command(folder, workload, port)
     request = server.request(workload, f"http://127.0.0.1:{port}")
@@ -201,7 +201,7 @@ def running(folder: Path, server: Server, workload: Workload, core: int | None) 
         )
     try:
         deadline = time.monotonic() + START_SECONDS
-        while not _answers(request):
+        while not answers(request):
             if process.poll() is not None or time.monotonic() > deadline:
                 raise Skipped(f"does not answer; see {log}: {log.read_text(errors='replace').strip()[-300:]}")
             time.sleep(0.1)

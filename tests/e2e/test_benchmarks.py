@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 
-from benchmarks import rollback, swaps
+from benchmarks import challengers, rollback, start, swaps
+from benchmarks.rollout_models import bundle, classifier, make_champion
+from benchmarks.rollout_server import Serving
 from benchmarks.steady_load import FIELDS
+from homeostat.bundle import load_public_key, open_bundle
+from homeostat.serving.session import Session
 
 pytestmark = pytest.mark.e2e
 
@@ -52,3 +59,32 @@ def test_rollbacks_are_timed_to_the_last_bad_answer(tmp_path, capsys):
         assert 0 < found["last_bad_answer"][way]["max"] < 5
     rollback.show(found)
     assert "command, to the last bad answer" in capsys.readouterr().out
+
+
+def test_a_bad_challenger_is_out_of_a_real_server(tmp_path):
+    (defect,) = [one for one in challengers.DEFECTS if one.name == "nan"]
+    found = challengers.roll_out(tmp_path, defect, seed=0, rate=300, seconds=60)
+    assert (found["out"], found["failed"], found["lost"]) == (True, 0, 0)
+    assert found["reason"].startswith("errors: ")
+    assert 0 < found["answers"] < found["requests"]
+    assert found["bad"] <= found["answers"]
+
+
+def test_a_start_is_timed_and_weighed(tmp_path, capsys):
+    ref = bundle(tmp_path, 1, classifier(), "classification")
+    make_champion(Serving(tmp_path).store, ref)
+    took = start.start_ours(tmp_path, ref, Path(sys.executable).parent, tmp_path, grpc=True)
+    assert 0 < took["seconds"] < 30
+    assert 20 < took["rss"] < 1000
+    assert 20 < took["pss"] < 1000
+    start.show({"homeostat, first": [took], "mlserver": [took]})
+    assert "1.0x" in capsys.readouterr().out
+
+
+def test_rivals_are_given_the_same_graph(tmp_path):
+    opened = open_bundle(bundle(tmp_path, 1, classifier(), "classification"), load_public_key(tmp_path))
+    rows = np.random.default_rng(0).uniform(-1, 1, (3, 4)).astype(np.float32)
+    flat = start.flatten(opened.onnx)
+    assert flat.layers == (4,)
+    (ours,), (theirs,) = (Session(graph).run({"x": rows}) for graph in (opened.onnx, flat.onnx()))
+    np.testing.assert_array_equal(ours, theirs)
