@@ -24,6 +24,11 @@ from homeostat.control.store import ControlStore
 START_SECONDS, STOP_SECONDS, POLL_SECONDS = 60, 25, 0.02
 
 
+def compiling() -> dict[str, str]:
+    """The environment, in which Python keeps what it has compiled: else every start would compile it anew."""
+    return {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+
+
 @dataclass
 class Serving:
     """A running server, and where it keeps what it has."""
@@ -34,7 +39,7 @@ class Serving:
     @property
     def environment(self) -> dict[str, str]:
         """Of the server and of commands; nothing listens where MLflow and Prefect should be."""
-        return os.environ | {
+        return compiling() | {
             "HOMEOSTAT_HOME": str(self.home),
             "HOMEOSTAT_PORT": str(self.port),
             "HOMEOSTAT_GRPC_PORT": "0",

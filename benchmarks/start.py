@@ -32,7 +32,7 @@ import psutil
 from onnx import TensorProto, helper, numpy_helper
 
 from benchmarks.rollout_models import make_champion
-from benchmarks.rollout_server import Serving, home_in
+from benchmarks.rollout_server import Serving, compiling, home_in
 from benchmarks.serving_load import Request
 from benchmarks.serving_models import Workload
 from benchmarks.serving_rivals import JSON, SERVERS, Server, Skipped, answers, environment_of, free_port
@@ -152,7 +152,7 @@ def start_rival(server: Server, workload: Workload, folder: Path) -> dict[str, f
     port = free_port()
     command, environment = server.command(folder, workload, port)
     request = server.request(workload, f"http://127.0.0.1:{port}")
-    return start_once(command, os.environ | environment, request, folder, server.name)
+    return start_once(command, compiling() | environment, request, folder, server.name)
 
 
 def measure(folder: Path, repetitions: int, rivals: list[str], make: Callable[[Path], BundleRef]) -> dict[str, Any]:
