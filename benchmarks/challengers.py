@@ -25,11 +25,13 @@ from benchmarks.rollout_models import MODEL, SAID, bundle, classifier, labelled_
 from benchmarks.rollout_server import Serving, cores, home_in, serving, wait
 from benchmarks.rollout_simulation import Behavior, Outcome, Traffic, run
 from benchmarks.steady_load import LOST, Plan, SteadyLoad, milliseconds, rows_as_bodies
-from homeostat.config import GuardConfig, RolloutConfig
+from homeostat.config import RolloutConfig
 from homeostat.control import progress
 from homeostat.control.progress import Why
 
 STEPS = (0.05, 0.25, 0.5)
+STAYING = RolloutConfig(strategy="canary", steps=STEPS, min_seconds=3600.0)
+"""At 5 % for as long as it takes; otherwise the defaults."""
 PASSING = RolloutConfig(strategy="canary", steps=STEPS, bake_seconds=60.0)
 """Through all steps and the bake, all of it in minutes."""
 CHUNK = 5
@@ -49,15 +51,8 @@ class Defect:
     behavior: Behavior
     base_error: float = 0.05
     """Share of labels that the champion misses."""
-    label_ratio: float = GuardConfig().label_ratio
     simulated: bool = True
     real: bool = True
-
-    @property
-    def config(self) -> RolloutConfig:
-        """At 5 % for as long as it takes; otherwise the defaults."""
-        guards = GuardConfig(label_ratio=self.label_ratio)
-        return RolloutConfig(strategy="canary", steps=STEPS, min_seconds=3600.0, guards=guards)
 
 
 def _more_errors(points: float, base: float) -> Behavior:
@@ -69,7 +64,6 @@ DEFECTS = (
     Defect("labels", "+5 points of errors (champion: 5 %)", _more_errors(0.05, 0.05)),
     Defect("labels2", "+5 points of errors (champion: 2 %)", _more_errors(0.05, 0.02), 0.02, real=False),
     Defect("labels10", "+5 points of errors (champion: 10 %)", _more_errors(0.05, 0.1), 0.1, real=False),
-    Defect("ratio10", "the same with label_ratio = 1.1", _more_errors(0.05, 0.1), 0.1, 1.1, real=False),
     Defect("slice", "wrong on a slice of 10 %", Behavior("slice", -0.8)),
     Defect("slow", "twice as slow: p50, p90 and p99", Behavior(times=2)),
     Defect("tail", "p99 twice as slow, the slowest 2 % alone", Behavior(times=2, from_quantile=0.98), real=False),
@@ -135,7 +129,7 @@ def run_simulated(given: argparse.Namespace) -> dict[str, Any]:
         )
     for defect in chosen:
         traffic = Traffic(given.rate, defect.base_error)
-        outcomes = list(simulate(defect.behavior, defect.config, traffic, given.seconds, seeds, given.processes))
+        outcomes = list(simulate(defect.behavior, STAYING, traffic, given.seconds, seeds, given.processes))
         one = found[defect.name] = summary(outcomes)
         print(
             f"{defect.title:42}{one['ends'].get('out', 0):>5}{one['seconds']['p50']:>12.1f}"
@@ -214,7 +208,7 @@ def roll_out(folder: Path, defect: Defect, seed: int, rate: float, seconds: floa
     behavior, is_slow = defect.behavior, defect.behavior.times != 1.0
     rows, labels = labelled_rows(20_000, defect.base_error, seed)
     champion, challenger = _graphs(defect)
-    common: dict[str, Any] = {"task": "classification", "rollout": defect.config}
+    common: dict[str, Any] = {"task": "classification", "rollout": STAYING}
     if behavior.refuses:
         common |= {"limit": 1 - behavior.refuses / 4, "out_of_range": "reject"}
     with home_in(folder) as home:
@@ -228,7 +222,7 @@ def roll_out(folder: Path, defect: Defect, seed: int, rate: float, seconds: floa
             with SteadyLoad(Plan(server.port, MODEL, bodies, here, 8, labels.tolist(), load_core)) as load:
                 time.sleep(1)
                 begun = time.monotonic()
-                progress.start(store, ref, defect.config, Why("bench", "bench"), expected_generation=row.generation)
+                progress.start(store, ref, STAYING, Why("bench", "bench"), expected_generation=row.generation)
                 try:
                     wait(lambda: store.row(MODEL).mode == "live", "out", seconds)
                     out = True

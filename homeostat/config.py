@@ -168,7 +168,7 @@ class GuardConfig(Section):
     )
     contract_ratio: float = Field(1.5, ge=1, description="requests refused by the contract or out of its range")
     contract_rate: Fraction = Field(0.01, description="or under this share of requests")
-    label_ratio: float = Field(1.25, ge=1, description="answers that labels say are wrong: so many times")
+    label_ratio: float = Field(1.1, ge=1, description="answers that labels say are wrong: so many times")
     label_rate: Fraction = Field(0.01, description="or under this share of labelled requests")
 
 

@@ -102,6 +102,18 @@ def test_a_slower_arm_or_larger_errors_fail(guard):
     assert [name for name, judgement in found.items() if judgement.outcome == "fail"] == [guard]
 
 
+@pytest.mark.parametrize(("base", "labels"), [(0.02, 500), (0.05, 1000), (0.1, 3000)])
+def test_five_points_more_errors_are_found_whether_the_champion_is_good_or_middling(base, labels):
+    """The counts are the expected ones: so many labels of the candidate, at 5 % of the traffic."""
+    made = Evidence()
+    counts = {False: (base, 19 * labels), True: (base + 0.05, labels)}
+    for candidate, (rate, trials) in counts.items():
+        for bad, number in ((True, round(rate * trials)), (False, trials - round(rate * trials))):
+            for _ in range(number):
+                made.count("labels", candidate=candidate, bad=bad, share=0.05)
+    assert judge(made, CONFIG, "canary", "classification")["labels"].outcome == "fail"
+
+
 def test_pairs_that_are_bad_together_say_nothing():
     made = Evidence()
     for _ in range(500):

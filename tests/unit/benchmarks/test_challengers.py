@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from benchmarks.challengers import DEFECTS, PASSING, TWIN, main, simulate, summary
+from benchmarks.challengers import DEFECTS, PASSING, STAYING, TWIN, main, simulate, summary
 from benchmarks.rollout_models import classifier
 from benchmarks.rollout_simulation import Traffic, run
 from homeostat.serving.session import Session
@@ -23,7 +23,7 @@ GUARDS = {
 @pytest.mark.parametrize("name", GUARDS)
 def test_a_defect_is_out_by_its_guard(name):
     (defect,) = [one for one in DEFECTS if one.name == name]
-    outcomes = run(defect.behavior, defect.config, Traffic(500), 60, SEEDS)
+    outcomes = run(defect.behavior, STAYING, Traffic(500), 60, SEEDS)
     assert [(one.end, one.reason.partition(":")[0]) for one in outcomes] == [("out", GUARDS[name])] * 2
     assert all(0 < one.seconds < 60 and 0 < one.asked < one.requests / 5 for one in outcomes)
     assert (max(one.failures for one in outcomes) > 0) == (GUARDS[name] in ("errors", "contract"))
@@ -32,7 +32,7 @@ def test_a_defect_is_out_by_its_guard(name):
 
 def test_the_same_seed_says_the_same():
     (defect,) = [one for one in DEFECTS if one.name == "nan"]
-    first, second = (run(defect.behavior, defect.config, Traffic(500), 60, [7]) for _ in range(2))
+    first, second = (run(defect.behavior, STAYING, Traffic(500), 60, [7]) for _ in range(2))
     assert first == second
 
 
