@@ -36,8 +36,6 @@ PASSING = RolloutConfig(strategy="canary", steps=STEPS, bake_seconds=60.0)
 """Through all steps and the bake, all of it in minutes."""
 CHUNK = 5
 """Simulated runs of one task."""
-SLOW_PRODUCTS = 6
-"""Of the slow champion in a real server; the slow challenger has twice as many."""
 SLOW_RATE = 100.0
 GOAL_SECONDS, GOAL_BAD, GOAL_FALSE = 60, 500, 0.02
 
@@ -53,6 +51,8 @@ class Defect:
     """Share of labels that the champion misses."""
     simulated: bool = True
     real: bool = True
+    products: int = 0
+    """In a real server: of matrices in the champion, so that it takes time."""
 
 
 def _more_errors(points: float, base: float) -> Behavior:
@@ -65,7 +65,7 @@ DEFECTS = (
     Defect("labels2", "+5 points of errors (champion: 2 %)", _more_errors(0.05, 0.02), 0.02, real=False),
     Defect("labels10", "+5 points of errors (champion: 10 %)", _more_errors(0.05, 0.1), 0.1, real=False),
     Defect("slice", "wrong on a slice of 10 %", Behavior("slice", -0.8)),
-    Defect("slow", "twice as slow: p50, p90 and p99", Behavior(times=2)),
+    Defect("slow", "twice as slow: p50, p90 and p99", Behavior(times=2), products=6),
     Defect("tail", "p99 twice as slow, the slowest 2 % alone", Behavior(times=2, from_quantile=0.98), real=False),
     Defect("raises", "raises for 5 % of the rows", Behavior("raises", -0.9)),
     Defect("kills", "kills its process for 5 % of the rows", Behavior("kills", -0.9), simulated=False),
@@ -73,6 +73,11 @@ DEFECTS = (
     Defect("contract", "its contract refuses 5 % of the rows", Behavior(refuses=0.05)),
 )
 TWIN = Behavior()
+REAL_TWINS = (
+    Defect("twin", "A/A: identical", TWIN),
+    Defect("twin of a slow one", "A/A: identical, and about 2 ms long", TWIN, products=14),
+)
+"""The second is about as long as what the server computes in its event loop at most, and on which side is chance."""
 
 
 # -- simulated ---------------------------------------------------------------------------------------------------------
@@ -191,21 +196,32 @@ def run_real(given: argparse.Namespace) -> dict[str, Any]:
                 f"{one['lost']:>6}  {one['reason'] if one['out'] else 'NOT OUT'}",
                 flush=True,
             )
+    for twin in REAL_TWINS if not given.only else ():
+        found[twin.name] = []
+        for seed in range(given.seed, given.seed + given.real):
+            one = roll_out(given.folder, twin, seed, given.real_rate, given.real_twin_seconds)
+            found[twin.name].append(one)
+            said = f"FALSELY: {one['reason']}" if one["out"] else "not stopped, as it should be"
+            print(
+                f"{twin.title:42}{one['seconds']:>9.1f}{'':6}{one['answers']:>13}{one['failed']:>8}{one['lost']:>6}"
+                f"  {said}",
+                flush=True,
+            )
     return found
 
 
 def _graphs(defect: Defect) -> tuple[bytes, bytes]:
     """The champion's and the challenger's."""
-    if defect.behavior.times != 1.0:
-        products = round(SLOW_PRODUCTS * defect.behavior.times)
-        return classifier("time", products=SLOW_PRODUCTS), classifier("time", products=products)
+    if defect.products:
+        products = round(defect.products * defect.behavior.times)
+        return classifier("time", products=defect.products), classifier("time", products=products)
     return classifier(), classifier(defect.behavior.how, defect.behavior.limit)
 
 
 def roll_out(folder: Path, defect: Defect, seed: int, rate: float, seconds: float) -> dict[str, Any]:
     """Roll a bad challenger out in a real server until it is out; return what clients saw of it."""
     server_core, load_core = cores()
-    behavior, is_slow = defect.behavior, defect.behavior.times != 1.0
+    behavior = defect.behavior
     rows, labels = labelled_rows(20_000, defect.base_error, seed)
     champion, challenger = _graphs(defect)
     common: dict[str, Any] = {"task": "classification", "rollout": STAYING}
@@ -218,7 +234,7 @@ def roll_out(folder: Path, defect: Defect, seed: int, rate: float, seconds: floa
         row = store.set_challenger(MODEL, ref, expected_generation=store.generation(MODEL), **SAID)
         with serving(home, server_core) as server:
             wait(lambda: server.is_loaded(MODEL, 2), "the challenger loaded")
-            bodies, here = rows_as_bodies(rows), SLOW_RATE if is_slow else rate
+            bodies, here = rows_as_bodies(rows), SLOW_RATE if defect.products else rate
             with SteadyLoad(Plan(server.port, MODEL, bodies, here, 8, labels.tolist(), load_core)) as load:
                 time.sleep(1)
                 begun = time.monotonic()
@@ -239,7 +255,7 @@ def roll_out(folder: Path, defect: Defect, seed: int, rate: float, seconds: floa
         "out": out,
         "reason": entry.reason if out else "",
         "seconds": float(its["received"].max(initial=begun) - begun) if out else seconds,
-        "bad": len(its) if is_slow else int(wrong.sum()),
+        "bad": len(its) if behavior.times != 1.0 else int(wrong.sum()),
         "answers": len(its),
         "failed": int((records["status"][answered] != 200).sum()),
         "lost": int((~answered).sum()),
@@ -259,6 +275,7 @@ def main() -> None:
     parser.add_argument("--twin-seconds", type=float, default=300, help="at most (default 300)")
     parser.add_argument("--real", type=int, default=3, help="runs of each defect in a real server (default 3)")
     parser.add_argument("--real-rate", type=float, default=400, help="requests a second of these (default 400)")
+    parser.add_argument("--real-twin-seconds", type=float, default=60, help="of each real A/A run (default 60)")
     parser.add_argument("--only", nargs="+", default=[], choices=[one.name for one in DEFECTS])
     parser.add_argument("--seed", type=int, default=0, help="of the first run; the next has the next (default 0)")
     parser.add_argument("--processes", type=int, default=len(os.sched_getaffinity(0)), help="that simulate")
