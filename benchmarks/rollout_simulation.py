@@ -280,9 +280,21 @@ def _memory_folder() -> str | None:
     return "/dev/shm" if Path("/dev/shm").is_dir() else None
 
 
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without a line in the log for each abort and each failure."""
+    logger = logging.getLogger("homeostat")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
+@_quiet()
 def run(behavior: Behavior, config: RolloutConfig, traffic: Traffic, seconds: float, seeds: list[int]) -> list[Outcome]:
     """Roll a challenger out once for each seed."""
-    logging.getLogger("homeostat").setLevel(logging.CRITICAL)  # each abort and each failure is a line otherwise
     outcomes = []
     home = Path(tempfile.mkdtemp(prefix="homeostat-bench-", dir=_memory_folder()))
     try:

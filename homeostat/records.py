@@ -260,14 +260,18 @@ class LedgerEntry:
 
 @dataclass(frozen=True)
 class Deployed:
-    """The server has reported that it answers with this version and digest."""
+    """The server has reported that it answers with this version and digest.
+
+    role `quarantined`: its graph is in quarantine, so nothing was moved, and `reason` says why.
+    """
 
     model: str
     version: int
     sha256: str
     generation: int
     seconds: float
-    role: Literal["champion", "challenger"]
+    role: Literal["champion", "challenger", "quarantined"]
+    reason: str = ""
 
 
 @dataclass(frozen=True)

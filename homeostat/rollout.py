@@ -18,7 +18,7 @@ from homeostat.config import ProjectConfig, RolloutConfig
 from homeostat.control import progress
 from homeostat.control.progress import Why
 from homeostat.control.store import ControlStore
-from homeostat.errors import Conflict, ControlError, NotFound, RolloutTimeout, ServerUnavailable
+from homeostat.errors import Conflict, ControlError, NotFound, Quarantined, RolloutTimeout, ServerUnavailable
 from homeostat.policy.promotion import decide_promotion
 from homeostat.records import BundleRef, Deployed, Evaluation, Rollout, Verdict
 from homeostat.serving.rollout.journal import last_said
@@ -94,8 +94,9 @@ def introduce(
 ) -> tuple[Deployed, Verdict]:
     """Make a bundle the challenger, let the policy decide, and promote or hold it, or start to roll it out.
 
-    The server has verified and loaded the challenger before the row makes it champion. Raises
-    ServerUnavailable before anything has changed, Conflict when another champion came first.
+    The server has verified and loaded the challenger before the row makes it champion. A graph
+    that is in quarantine, as training on the same rows makes it again, is held and moves nothing.
+    Raises ServerUnavailable before anything has changed, Conflict when another champion came first.
     """
     check_server(server_url)
     before = _current(store, bundle.model)
@@ -114,9 +115,12 @@ def introduce(
     generation = before.generation if before is not None else 0
     if before is not None and before.on_trial == bundle:  # asked for again
         return _deployed(before, bundle, 0.0), verdict
-    row = store.set_challenger(
-        bundle.model, bundle, expected_generation=generation, actor=actor, reason="registered", evidence={}
-    )
+    try:
+        row = store.set_challenger(
+            bundle.model, bundle, expected_generation=generation, actor=actor, reason="registered", evidence={}
+        )
+    except Quarantined as error:
+        return _hold_quarantined(store, bundle, generation, actor, str(error))
     took = wait_until_ready(server_url, bundle, config.rollout.timeout_seconds, live=False)
     evidence = {"verdict": verdict.kind, "reasons": list(verdict.reasons), **verdict.evidence}
     if verdict.kind != "promote":
@@ -134,6 +138,14 @@ def introduce(
         row = progress.start(store, bundle, config.rollout, why, expected_generation=row.generation)
         return _deployed(row, bundle, took), verdict
     return promote(store, bundle.model, bundle.version, config, server_url, actor, reason, evidence), verdict
+
+
+def _hold_quarantined(
+    store: ControlStore, bundle: BundleRef, generation: int, actor: str, reason: str
+) -> tuple[Deployed, Verdict]:
+    store.record(bundle.model, "hold", actor=actor, reason=reason, version=bundle.version, sha256=bundle.sha256)
+    deployed = Deployed(bundle.model, bundle.version, bundle.sha256, generation, 0.0, "quarantined", reason)
+    return deployed, Verdict("hold", (reason,))
 
 
 def promote(

@@ -63,7 +63,8 @@ def summarize(
             "export": f"{len(exported.gates)} gates passed: {', '.join(gate.name for gate in exported.gates)}",
             "evaluate": f"{primary} {metric.value:.4f} [{metric.low:.4f}, {metric.high:.4f}]{against}",
             "register": f"v{version.version} in MLflow, bundle {version.bundle.manifest_sha256[:12]} signed",
-            "deploy": f"v{deployed.version} is {deployed.role}, reported by the server in {deployed.seconds:.2f} s",
+            "deploy": deployed.reason
+            or f"v{deployed.version} is {deployed.role}, reported by the server in {deployed.seconds:.2f} s",
         },
         "summary": {
             "version": version.version,

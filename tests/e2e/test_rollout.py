@@ -312,3 +312,24 @@ def test_a_deployment_starts_the_rollout_that_its_project_asks_for(served):
     assert again.generation == row.generation
     with Clients(served):
         served.wait(lambda: served.control.row("toy").champion.version == 2, 60)
+
+
+def test_a_graph_in_quarantine_that_is_trained_again_is_held_and_moves_nothing(served):
+    config = ProjectConfig(name="toy", project="a.b:C", task="classification")
+    first, again = (
+        make_bundle(served.home, version, onnx_bytes=classifier(wrong_over=0.9), task="classification")
+        for version in (2, 3)
+    )
+    assert first.sha256 == again.sha256
+    better = Comparison("accuracy", 1, 500, 0.95, 0.9, Interval(0.05, 0.02, 0.08))
+    url = f"http://127.0.0.1:{served.port}"
+    evaluation = Evaluation("accuracy", {}, 500, (), better)
+    assert introduce(served.control, first, evaluation, config, url, "test")[0].role == "champion"
+    generation = served.control.row("toy").generation
+    before = served.control.rollback("toy", expected_generation=generation, actor="test", reason="bad on Mondays")
+    deployed, verdict = introduce(served.control, again, evaluation, config, url, "test")
+    assert (deployed.role, verdict.kind, served.control.row("toy")) == ("quarantined", "hold", before)
+    assert "v3" in deployed.reason
+    assert "the graph of v2, is in quarantine" in deployed.reason
+    entry = served.control.history("toy")[-1]
+    assert (entry.action, entry.version, entry.reason) == ("hold", 3, deployed.reason)

@@ -24,6 +24,7 @@ FORMS = ("dataframe_split", "dataframe_records", "instances", "inputs")
 FORMATS = {"pandas-split": "dataframe_split", "pandas-records": "dataframe_records"}
 """`format=` of MLflow 1.x's content type -> the form of 2.x whose value the body is."""
 PARAMS = ("id", "entity_id", "slices")
+MAX_DEPTH = 100
 ERROR_CODES = {
     400: "BAD_REQUEST",
     404: "RESOURCE_DOES_NOT_EXIST",
@@ -101,10 +102,19 @@ def parse_json(body: bytes) -> Any:
     except orjson.JSONDecodeError as error:
         if b"NaN" not in body and b"Infinity" not in body:
             raise RequestInvalid(f"body: not valid JSON: {error}") from error
+    if _depth(body) > MAX_DEPTH:  # orjson has a limit of its own; json recurses until the stack ends
+        raise RequestInvalid(f"body: not valid JSON: more than {MAX_DEPTH} lists and objects in one another")
     try:
         return json.loads(body)
     except (ValueError, RecursionError) as error:
         raise RequestInvalid(f"body: not valid JSON: {error}") from error
+
+
+def _depth(body: bytes) -> int:
+    """Return how deep brackets are nested at most; those within strings count too."""
+    marks = np.frombuffer(body, np.uint8) | 0x20  # [ and { differ in this bit, and so do ] and }
+    steps = (marks == ord("{")).view(np.int8) - (marks == ord("}")).view(np.int8)
+    return int(np.cumsum(steps, dtype=np.int32).max(initial=0))
 
 
 def tensors_of(value: Mapping[str, Any], served: Served) -> dict[str, Array]:
