@@ -76,3 +76,9 @@ class PostgreSQL:
         name = f"test{next(self.numbers)}"
         self.execute(f"CREATE DATABASE {name}")
         return f"postgresql+psycopg://homeostat@/{name}?host={self.folder}"
+
+    def make_schema(self) -> str:
+        """Return the URL of a new, empty schema of the database `postgres`: made in a fraction of a database's time."""
+        name = f"test{next(self.numbers)}"
+        self.execute(f"CREATE SCHEMA {name}")
+        return f"postgresql+psycopg://homeostat@/postgres?host={self.folder}&options=-csearch_path%3D{name}"

@@ -24,7 +24,7 @@ def postgresql() -> Iterator[PostgreSQL]:
 def make_url(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[], str]:
     """Make the URL of a new, empty control store."""
     if request.param == "postgresql":
-        return request.getfixturevalue("postgresql").make_database
+        return request.getfixturevalue("postgresql").make_schema
     numbers = iter(range(10_000))
     return lambda: f"sqlite:///{tmp_path}/deep/control{next(numbers)}.db"
 
