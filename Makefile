@@ -8,7 +8,7 @@ STAMP := $(VENV)/.installed
 UNIT := -n 2 --dist worksteal tests/unit
 WHOLE := -n 2 --dist loadfile tests/flows tests/e2e # the tests of one file share servers
 COMPILE := UV_CUSTOM_COMPILE_COMMAND="make pins" $(BIN)/uv pip compile --quiet --universal --python-version 3.11 \
-  --generate-hashes --no-emit-index-url --no-emit-find-links pyproject.toml
+  --generate-hashes --no-emit-index-url --no-emit-find-links
 
 .DEFAULT_GOAL := help
 .PHONY: help setup run test up check bench clean pins unit
@@ -53,9 +53,10 @@ bench: $(STAMP) ## benchmarks, as ratios, side by side
 	@$(BIN)/python -m benchmarks
 
 pins: | $(BIN)/uv ## compile requirements/*.txt anew from pyproject.toml
-	@$(COMPILE) --extra serve --extra grpc --extra otel --extra train --extra monitor --extra flows --extra postgres --group dev --output-file requirements/dev.txt
-	@$(COMPILE) --extra serve --output-file requirements/serve.txt
-	@$(COMPILE) --constraint requirements/dev.txt --extra serve --extra grpc --extra otel --extra postgres --output-file requirements/server.txt
+	@$(COMPILE) pyproject.toml --extra serve --extra grpc --extra otel --extra train --extra monitor --extra flows --extra postgres --group dev --output-file requirements/dev.txt
+	@$(COMPILE) pyproject.toml --extra serve --output-file requirements/serve.txt
+	@$(COMPILE) pyproject.toml --constraint requirements/dev.txt --extra serve --extra grpc --extra otel --extra postgres --output-file requirements/server.txt
+	@$(COMPILE) --group build --constraint requirements/dev.txt --output-file requirements/build.txt
 
 clean: ## remove what the commands made: state, caches, virtual environment
 	rm -rf $(VENV) var dist homeostat/serving/protos/*.binpb .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache *.egg-info

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ pytestmark = pytest.mark.e2e
 
 BODY = json.dumps({"inputs": [{"name": "x", "shape": [1, 4], "datatype": "FP32", "data": [1, 1, 1, 1]}]})
 SWAPS = 10
+COMMAND = (sys.executable, "-m", "homeostat.serving")
 
 
 def children(process: int) -> list[int]:
@@ -39,7 +40,8 @@ def children(process: int) -> list[int]:
 class Server:
     """`python -m homeostat.serving` on a free port, with a home of its own."""
 
-    def __init__(self, home: Path, **environment: str) -> None:
+    def __init__(self, home: Path, command: Sequence[str] = COMMAND, **environment: str) -> None:
+        self.command = command
         self.home, self.log, self.out = home, home / "server.log", home / "server.out"
         home.mkdir(parents=True, exist_ok=True)
         self.environment = {
@@ -55,9 +57,7 @@ class Server:
     def start(self) -> None:
         started = time.monotonic()
         with self.log.open("wb") as log, self.out.open("wb") as out:
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", "homeostat.serving"], env=self.environment, stdout=out, stderr=log, cwd=self.home
-            )
+            self.process = subprocess.Popen(self.command, env=self.environment, stdout=out, stderr=log, cwd=self.home)
         self.port = int(self.wait(lambda: self.line("listening on")).split(":")[2].split(",")[0])
         self.wait(lambda: self.get("/v2/health/live")[0] == 200)
         self.started_seconds = time.monotonic() - started
