@@ -6,6 +6,7 @@ import gzip
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import ssl
@@ -298,3 +299,40 @@ def test_the_healthcheck_asks_over_tls(tmp_path: Path, mutual: bool) -> None:
     finally:
         process.terminate()
         assert process.wait(20) == 0
+
+
+@installed("sqlite3")
+@installed("flock", "util-linux")
+def test_the_backup_of_the_docs_brings_a_server_back(tmp_path: Path) -> None:
+    """Taken of a running server, by the very commands of docs/operating.md."""
+    section = (ROOT / "docs" / "operating.md").read_text().split("## Backup")[1].split("\n## ")[0]
+    backup, restore = re.findall(r"```sh\n(.*?)```", section, re.S)
+    home, copy = tmp_path / "home", tmp_path / "copy"
+    server = Server(home)
+
+    def run(script: str) -> None:
+        assert "/var/lib/homeostat" in script
+        script = script.replace("/var/lib/homeostat", str(home)).replace("/backup/homeostat", str(copy))
+        subprocess.run(["sh", "-eu", "-c", script], check=True, timeout=20)
+
+    try:
+        server.promote(1)
+        for _ in range(20):
+            assert server.call("POST", INFER, BODY)[0] == 200
+        server.wait(lambda: len(server.captured()) == 20)
+        create_key(home / FILE, "web", ["infer"])
+        key = (home / FILE).read_bytes()
+        run(backup)
+        server.kill()
+        shutil.rmtree(home)
+        home.mkdir()
+        run(restore)
+        assert (home / FILE).read_bytes() == key
+        assert server.control.verify() == 2
+        server.start()
+        server.wait(lambda: server.get("/v2/models/toy/ready")[1].get("version") == "1")
+        assert len(server.captured()) == 20
+    finally:
+        if server.process.poll() is None:
+            server.process.terminate()
+            server.process.wait(20)

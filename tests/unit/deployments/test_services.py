@@ -11,11 +11,15 @@ from pathlib import Path
 
 import pytest
 
+from homeostat.bundle import open_bundle
+from homeostat.errors import BundleInvalid
+from homeostat.keys import load_key, load_public_key
 from homeostat.serving.rest.app import MAX_BODY
 from homeostat.serving.rest.connections import RESERVED_FILES
 from homeostat.serving.server import DRAIN_SECONDS, KEEP_ALIVE_SECONDS
 from homeostat.serving.supervisor import STOP_SECONDS, WRONG_SETTINGS
 from homeostat.settings import Settings
+from tests.bundles import make_bundle
 from tests.conftest import ROOT
 from tests.programs import installed
 
@@ -24,6 +28,7 @@ UNIT = DEPLOYMENTS / "systemd" / "homeostat-server.service"
 CONTAINER = DEPLOYMENTS / "container"
 DOCKERFILE = (CONTAINER / "Dockerfile").read_text()
 PROXIES = [(DEPLOYMENTS / "proxy" / name).read_text() for name in ("nginx.conf", "Caddyfile")]
+OPERATING = (ROOT / "docs" / "operating.md").read_text()
 FILES = sorted(
     path for folder in ("container", "proxy", "systemd") for path in (DEPLOYMENTS / folder).rglob("*") if path.is_file()
 )
@@ -108,3 +113,20 @@ def test_the_pins_of_the_image_are_those_that_are_tested(name: str, least: int) 
     assert pins(f"{name}.txt") <= pins("dev.txt")
     heavy = {"tensorflow", "keras", "mlflow", "prefect", "evidently", "great-expectations", "pandas", "scipy"}
     assert not heavy & {one.split("==")[0] for one in pins(f"{name}.txt")}
+
+
+@installed("openssl")
+def test_the_commands_of_the_docs_sign_bundles_with_a_new_key(tmp_path: Path) -> None:
+    script = next(one for one in re.findall(r"```sh\n(.*?)```", OPERATING, re.S) if "genpkey -algorithm ed25519" in one)
+    kept, forged = make_bundle(tmp_path, 1), make_bundle(tmp_path, 2)
+    old = load_public_key(tmp_path)
+    Path(forged.url.removeprefix("file://"), "manifest.sig").write_bytes(bytes(64))
+    script = script.replace("/var/lib/homeostat", str(tmp_path))
+    subprocess.run(["sh", "-eu", "-c", script], check=True, capture_output=True, timeout=60)
+    assert load_key(tmp_path).public_key() != old  # and checks modes, and that the pair is one
+    assert open_bundle(kept, load_public_key(tmp_path)).manifest.version == 1
+    for key in (old, load_public_key(tmp_path)):
+        with pytest.raises(BundleInvalid, match="signature does not hold"):
+            open_bundle(forged, key)
+    with pytest.raises(BundleInvalid, match="signature does not hold"):
+        open_bundle(kept, old)
