@@ -1,5 +1,10 @@
 """Answers of small graphs: batches, no rows, names, and what is refused."""
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import onnx
 import pytest
@@ -84,3 +89,15 @@ def test_bytes_that_are_no_graph_are_refused(data, tmp_path):
     path.write_bytes(data)
     with pytest.raises(BundleInvalid, match=r"broken\.onnx does not load"):
         session(path)
+
+
+@pytest.mark.parametrize("module", ["homeostat.inference", "homeostat.serving.session"])
+def test_onnx_runtime_keeps_no_telemetry(tmp_path: Path, module: str) -> None:
+    graph, home = tmp_path / "model.onnx", tmp_path / "home"
+    graph.write_bytes(sum_graph())
+    home.mkdir()
+    environment = {name: value for name, value in os.environ.items() if name != "ORT_DISABLE_TELEMETRY"}
+    environment |= {"HOME": str(home), "XDG_CACHE_HOME": str(home / "cache")}
+    code = f"import {module}, onnxruntime; onnxruntime.InferenceSession({str(graph)!r})"
+    subprocess.run([sys.executable, "-c", code], env=environment, check=True, timeout=60)
+    assert [path for path in home.rglob("*") if path.is_file()] == []
