@@ -4,24 +4,19 @@ from __future__ import annotations
 
 import http.client
 import json
-import math
 import time
 import urllib.error
 import urllib.request
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
-from homeostat import guards
-from homeostat.bundle import load_public_key, open_bundle
-from homeostat.config import ProjectConfig, RolloutConfig
+from homeostat.config import ProjectConfig
 from homeostat.control import progress
 from homeostat.control.progress import Why
 from homeostat.control.store import ControlStore
 from homeostat.errors import Conflict, ControlError, NotFound, Quarantined, RolloutTimeout, ServerUnavailable
 from homeostat.policy.promotion import decide_promotion
 from homeostat.records import BundleRef, Deployed, Evaluation, Rollout, Verdict
-from homeostat.serving.rollout.journal import last_said
 
 POLL_SECONDS = 0.05
 
@@ -209,52 +204,3 @@ def roll_back(
         raise ControlError(f"{model}: the row names no champion after the rollback")
     took = wait_until_ready(server_url, row.champion, config.rollout.timeout_seconds, live=True)
     return _deployed(row, row.champion, took)
-
-
-# -- step by step --------------------------------------------------------------------------------
-
-
-def start_rollout(store: ControlStore, model: str, version: int | None, home: Path, why: Why) -> Rollout:
-    """Verify a version's bundle and start to roll it out; without a version, the challenger.
-
-    Raises BundleInvalid, NotFound, Conflict, ControlError, Quarantined.
-    """
-    row = store.row(model)
-    bundle = row.challenger if version is None else store.bundle(model, version)
-    if bundle is None:
-        raise NotFound(f"model {model} has no challenger; name a version: `homeostat rollout start {model} VERSION`")
-    config = open_bundle(bundle, load_public_key(home)).manifest.rollout
-    return progress.start(store, bundle, config, why, expected_generation=row.generation)
-
-
-def config_of(row: Rollout, home: Path) -> RolloutConfig:
-    """Return the rollout section that is signed with the version on trial; raises BundleInvalid, ControlError."""
-    return open_bundle(progress.in_progress(row), load_public_key(home)).manifest.rollout
-
-
-def describe_rollout(row: Rollout, home: Path) -> dict[str, Any]:
-    """Return how far a rollout is, and what the guards of the server of this home said last, as JSON holds it."""
-    found: dict[str, Any] = {
-        "model": row.model,
-        "generation": row.generation,
-        "champion": f"v{row.champion.version}" if row.champion else None,
-        "rollout": {"mode": row.mode},
-        "evidence": None,
-    }
-    trial = row.on_trial
-    if trial is None:
-        return found
-    config = config_of(row, home)
-    found["rollout"] |= {
-        "version": trial.version,
-        "sha256": trial.sha256,
-        "weight": row.weight,
-        "step": row.step,
-        "steps": len(config.steps),
-        "step_since": row.step_since,
-        "paused": row.paused,
-        "required": list(guards.required(row.mode, config)),
-        "fail_at": -math.log(guards.level(config, row.mode)),
-    }
-    found["evidence"] = last_said(home / "serving", row)
-    return found

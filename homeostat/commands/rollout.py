@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -11,9 +10,6 @@ import click
 from homeostat.commands.console import actor, mirror_aliases, open_store, read_settings, read_version, short_time, show
 
 if TYPE_CHECKING:
-    from homeostat.config import RolloutConfig
-    from homeostat.control.progress import Why
-    from homeostat.control.store import ControlStore
     from homeostat.records import Rollout
 
 REASON = click.option("--reason", default="asked for by hand", show_default=True, help="for the ledger")
@@ -35,13 +31,7 @@ def rollout() -> None:
 @REASON
 def start(model: str, version: int | None, reason: str) -> None:
     """Start with VERSION of MODEL  [default: its challenger], after its bundle was verified."""
-    from homeostat.rollout import start_rollout
-
-    settings = read_settings()
-    store = open_store(settings)
-    row = start_rollout(store, model, version, settings.home, _why(reason))
-    _say(row)
-    mirror_aliases(settings, row)
+    _change(model, "start", reason, version)
 
 
 @rollout.command()
@@ -49,12 +39,12 @@ def start(model: str, version: int | None, reason: str) -> None:
 @click.option("--json", "as_json", is_flag=True, help="print everything, as JSON")
 def status(model: str | None, as_json: bool) -> None:
     """Show the step, and each guard with its figures, of MODEL or of all."""
-    from homeostat.rollout import describe_rollout
+    from homeostat.serving.rollout.actions import describe
 
     settings = read_settings()
     store = open_store(settings)
     rows = [store.row(model)] if model else store.rows()
-    found = {row.model: describe_rollout(row, settings.home) for row in rows}
+    found = {row.model: describe(row, settings.home) for row in rows}
     if as_json:
         click.echo(json.dumps({"models": found, "quarantine": store.quarantined()}, indent=1))
         return
@@ -69,9 +59,7 @@ def status(model: str | None, as_json: bool) -> None:
 @REASON
 def pause(model: str, reason: str) -> None:
     """Stay at this step; a guard can still stop the rollout."""
-    from homeostat.control import progress
-
-    _change(model, reason, lambda store, row, _, why: progress.pause(store, model, why, expected_generation=row))
+    _change(model, "pause", reason)
 
 
 @rollout.command()
@@ -79,9 +67,7 @@ def pause(model: str, reason: str) -> None:
 @REASON
 def resume(model: str, reason: str) -> None:
     """Go on after a pause; the step's time begins anew."""
-    from homeostat.control import progress
-
-    _change(model, reason, lambda store, row, _, why: progress.resume(store, model, why, expected_generation=row))
+    _change(model, "resume", reason)
 
 
 @rollout.command()
@@ -89,13 +75,7 @@ def resume(model: str, reason: str) -> None:
 @REASON
 def promote(model: str, reason: str) -> None:
     """Make the version on trial champion now, and bake it; in the bake: end it."""
-    from homeostat.control import progress
-
-    _change(
-        model,
-        reason,
-        lambda store, row, config, why: progress.promote(store, model, config(), why, expected_generation=row),
-    )
+    _change(model, "promote", reason)
 
 
 @rollout.command()
@@ -103,9 +83,7 @@ def promote(model: str, reason: str) -> None:
 @REASON
 def abort(model: str, reason: str) -> None:
     """Take the version on trial out, into quarantine; in the bake the old champion comes back."""
-    from homeostat.control import progress
-
-    _change(model, reason, lambda store, row, _, why: progress.abort(store, model, why, expected_generation=row))
+    _change(model, "abort", reason)
 
 
 @rollout.command()
@@ -121,25 +99,14 @@ def release(model: str, version: int, reason: str) -> None:
         click.echo(f"{model}: v{version} was not in quarantine")
 
 
-def _why(reason: str) -> Why:
+def _change(model: str, action: str, reason: str, version: int | None = None) -> None:
     from homeostat.control.progress import Why
-
-    return Why(actor(), reason)
-
-
-def _change(
-    model: str,
-    reason: str,
-    change: Callable[[ControlStore, int, Callable[[], RolloutConfig], Why], Rollout],
-) -> None:
-    from homeostat.rollout import config_of
+    from homeostat.serving.rollout.actions import act
 
     settings = read_settings()
-    store = open_store(settings)
-    row = store.row(model)
-    after = change(store, row.generation, lambda: config_of(row, settings.home), _why(reason))
-    _say(after)
-    mirror_aliases(settings, after)
+    row = act(open_store(settings), settings.home, model, action, Why(actor(), reason), version=version)
+    _say(row)
+    mirror_aliases(settings, row)
 
 
 def _say(row: Rollout) -> None:

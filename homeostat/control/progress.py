@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from homeostat.config import RolloutConfig
-from homeostat.control.rows import Decision, at_rest
+from homeostat.control.rows import Decision, at_rest, promoted
 from homeostat.control.store import ControlStore
 from homeostat.errors import Conflict, ControlError
 from homeostat.records import BundleRef, Rollout
@@ -113,15 +113,12 @@ def promote(store: ControlStore, model: str, config: RolloutConfig, why: Why, *,
     trial = in_progress(row)
     if row.mode == "bake":
         return finish(store, model, why, expected_generation=expected_generation)
-    return store.promote(
-        model,
-        trial.version,
-        expected_generation=expected_generation,
-        actor=why.actor,
-        reason=why.reason,
-        evidence=why.evidence,
-        bake_share=config.bake_share if config.bake_seconds else 0.0,
-    )
+
+    def change(row: Rollout, time: str) -> Rollout:
+        return promoted(row, in_progress(row), time, config.bake_share if config.bake_seconds else 0.0)
+
+    decision = why.as_decision("promote")
+    return store.alter(model, decision, change, expected_generation=expected_generation, admit=trial)
 
 
 def finish(store: ControlStore, model: str, why: Why, *, expected_generation: int) -> Rollout:

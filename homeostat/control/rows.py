@@ -126,6 +126,16 @@ def at_rest(row: Rollout) -> Rollout:
     return replace(row, mode="live", weight=0.0, step=0, step_since="", started=0, paused=False)
 
 
+def promoted(row: Rollout, ref: BundleRef, time: str, bake_share: float) -> Rollout:
+    """Return the row with another champion; the old one keeps `bake_share` of traffic in mode `bake`, if any."""
+    challenger = None if row.challenger and row.challenger.version == ref.version else row.challenger
+    changed = replace(at_rest(row), champion=ref, challenger=challenger, previous=row.champion)
+    if bake_share and row.champion:
+        started = row.started or row.generation + 1
+        return replace(changed, mode="bake", weight=1 - bake_share, step_since=time, started=started)
+    return changed
+
+
 def ban(connection: Connection, ref: BundleRef, reason: str, time: str) -> None:
     """Put a graph into quarantine, by the digest of its bytes: built into another bundle it is still the same."""
     release(connection, ref)

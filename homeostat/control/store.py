@@ -176,11 +176,7 @@ class ControlStore:
             rows.expect(row, expected_generation)
             rows.admit(connection, ref)
             time = rows.now(connection, self._clock())
-            challenger = None if row.challenger and row.challenger.version == version else row.challenger
-            changed = replace(rows.at_rest(row), champion=ref, challenger=challenger, previous=row.champion)
-            if bake_share and row.champion:
-                started = row.started or row.generation + 1
-                changed = replace(changed, mode="bake", weight=1 - bake_share, step_since=time, started=started)
+            changed = rows.promoted(row, ref, time, bake_share)
             return rows.change(connection, row, changed, ref, Decision("promote", actor, reason, evidence), time)
 
     def hold(

@@ -149,6 +149,16 @@ def test_what_cannot_start(store):
             change(store, "other", WHY, expected_generation=1)
 
 
+def test_of_two_that_promote_at_once_one_is_told_so(store, monkeypatch):
+    at = begin(store)
+    read = store.row("digits")
+    progress.promote(store, "digits", CANARY, WHY, expected_generation=at)
+    monkeypatch.setattr(store, "row", lambda model: read)  # the second has read the row before the first wrote it
+    with pytest.raises(Conflict, match="somebody changed it first"):
+        progress.promote(store, "digits", CANARY, WHY, expected_generation=at)
+    assert [entry.action for entry in store.history("digits")].count("promote") == 2, "v1, then v2"
+
+
 def test_a_promotion_or_rollback_by_hand_ends_a_rollout(store):
     at = begin(store)
     store.register_bundle(ref(3))
