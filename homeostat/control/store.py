@@ -283,7 +283,7 @@ class ControlStore:
         """Return what is in quarantine: model, version, sha256 of the graph, reason and time."""
         query = select(quarantine).order_by(quarantine.c.model, quarantine.c.version)
         with self._database.read() as connection:
-            return [dict(row._mapping) for row in connection.execute(query)]
+            return [{str(name): value for name, value in row._mapping.items()} for row in connection.execute(query)]
 
     def record(
         self,

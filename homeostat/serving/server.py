@@ -32,6 +32,7 @@ from homeostat.serving.grpc.listener import GrpcListener
 from homeostat.serving.jsonlog import log_to_stderr
 from homeostat.serving.metrics import Metrics
 from homeostat.serving.observer import Observer
+from homeostat.serving.operators import Operators
 from homeostat.serving.post import Post
 from homeostat.serving.repository import Repository
 from homeostat.serving.rest.app import MAX_BODY, App
@@ -185,7 +186,9 @@ def serve(settings: Settings, post: Post) -> None:
     access_log = AccessLog() if settings.access_log else None
     tracing = Tracing(connect_traces()) if settings.traces else None
     observer = Observer(access_log, tracing) if access_log or tracing else None
-    gate = Gate(App(plane, crowded=connections.crowded, asked=access.asked), access, metrics.refuse)
+    operators = Operators(lambda: _connect(settings.control_url), settings.home, repository.poke)
+    app = App(plane, crowded=connections.crowded, asked=access.asked, operators=operators)
+    gate = Gate(app, access, metrics.refuse)
     config = uvicorn.Config(
         Observed(gate, observer) if observer else gate,
         http=partial(Connection, connections),
@@ -228,6 +231,7 @@ def serve(settings: Settings, post: Post) -> None:
     try:
         server.run(sockets=[bound])
     finally:
+        operators.close()
         rollouts.close()
         repository.close()
         plane.close()

@@ -25,7 +25,7 @@ OPEN = re.compile(
     r"/v2/health/(live|ready)|/v2/models/[^/]+(/versions/[^/]+)?/ready|/ping|/health|/version|/openapi\.json"
 )
 """Paths that need no key, for load balancers and probes."""
-OPERATE = re.compile(r"/v2/repository/models/.*|/v1/operate(/.*)?")
+OPERATE = re.compile(r"/v2/repository/models/.*|/v1/rollouts(/.*)?", re.DOTALL)
 LABEL = "/v1/feedback"
 METRICS = "/metrics"
 ANY = "any"

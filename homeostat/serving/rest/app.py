@@ -14,7 +14,8 @@ from homeostat import __version__
 from homeostat.errors import RequestInvalid
 from homeostat.serving import metrics, operations
 from homeostat.serving.dataplane import DataPlane, InferenceFailed, InferRequest, check_entity
-from homeostat.serving.rest import content, inference, openapi, scoring, tensorflow
+from homeostat.serving.operators import Operators, require_operator
+from homeostat.serving.rest import content, inference, openapi, rollouts, scoring, tensorflow
 from homeostat.serving.versions import check_version
 
 log = logging.getLogger(__name__)
@@ -106,12 +107,16 @@ class App:
         max_body: int = MAX_BODY,
         crowded: Callable[[], bool] = lambda: False,
         asked: Callable[[], frozenset[str]] = frozenset,
+        operators: Operators | None = None,
     ) -> None:
-        """crowded: returns whether more requests wait than may; those that have a body are refused then.
+        """Answer for a data plane.
 
-        asked: returns the scopes for which a key is asked, for the OpenAPI document.
+        crowded: returns whether more requests wait than may; those that have a body are refused
+        then. asked: returns the scopes for which a key is asked, for the OpenAPI document.
+        operators: answers for the paths of rollouts, which are there with it alone.
         """
         self._plane, self._max_body, self._crowded, self._asked = plane, max_body, crowded, asked
+        self._operators = operators
         self._actions = {
             "server": self._server,
             "alive": self._alive,
@@ -134,6 +139,9 @@ class App:
                 raise RequestInvalid(f"no such path: {scope['path']!r:.200}", status=404)
             if scope["path"].startswith(tensorflow.PREFIX):
                 await self._tensorflow(scope, receive, send)
+                return
+            if self._operators is not None and rollouts.ours(scope["path"]):
+                await self._rollouts(self._operators, scope, receive, send)
                 return
             found = route(scope["path"])
             if found is None:
@@ -239,6 +247,20 @@ class App:
         if not isinstance(ready, bool):
             raise RequestInvalid(f"ready: {ready!r:.60} must be true or false")
         await self._json(send, 200, operations.index(self._plane, ready=ready))
+
+    async def _rollouts(self, operators: Operators, scope: Scope, receive: Receive, send: Send) -> None:
+        found = rollouts.route(scope["path"])
+        if found is None:
+            raise RequestInvalid(f"no such path: {scope['path']!r:.200}; docs/rollout.md lists them", status=404)
+        allowed = ("POST",) if found.action else ("GET", "HEAD")
+        if scope["method"] not in allowed:
+            text = f"{scope['method']:.20} is not for this path; use {allowed[0]}"
+            await self._refuse(send, 405, text, ", ".join(allowed).encode())
+            return
+        require_operator(found.model)
+        encoding = dict(scope["headers"]).get(b"content-encoding")
+        body = await self._body(scope, receive, encoding) if found.action else b""
+        await self._json(send, 200, await rollouts.answer(operators, found, body))
 
     async def _tensorflow(self, scope: Scope, receive: Receive, send: Send) -> None:
         found = tensorflow.route(scope["path"])

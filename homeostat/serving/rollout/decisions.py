@@ -37,7 +37,7 @@ class Move:
 
 
 class Decisions:
-    """A thread with the only connection that a server writes through.
+    """A thread with the connection that a server writes its own decisions through.
 
     What was taken out is written until it is there, also after a restart. A move is tried once:
     while it is due, it is decided again. Both are compare-and-set: whoever comes second has

@@ -98,8 +98,10 @@ def test_probes_need_no_key_and_everything_else_does(plane, path):
         ("/v2/repository/models/toy/load", "operate"),
         ("/v2/repository/models/toy/unload", "operate"),
         ("/v2/repository/models/a/b/c", "operate"),
-        ("/v1/operate/rollback", "operate"),
-        ("/v1/operator", "infer"),
+        ("/v1/rollouts", "operate"),
+        ("/v1/rollouts/toy/abort", "operate"),
+        ("/v1/rollouts/toy\n/abort", "operate"),
+        ("/v1/rolloutsx", "infer"),
         ("/v2/health/ready\n", "infer"),
     ],
 )
