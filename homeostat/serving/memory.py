@@ -1,4 +1,4 @@
-"""What the server remembers over a restart: each model's last verified row, and the digests that passed preflight."""
+"""What the workers of a HOME keep in files: each model's last verified row, what passed preflight, and retries."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from homeostat.dataset import write_artifact
 from homeostat.records import BundleRef, Rollout
 
 log = logging.getLogger(__name__)
+
+Stamp = tuple[int, int] | None
 
 
 def _row(values: dict[str, Any]) -> Rollout:
@@ -58,3 +60,22 @@ class Memory:
             write_artifact(self._folder / f"{row.model}.json", text.encode())
         except OSError as error:
             log.error("%s cannot be written (%s); after a restart the control store is needed", self._folder, error)
+
+
+class Retries:
+    """An empty file for each model, made anew when an operator asks for a retry: what all workers of a HOME see."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def ask(self, model: str) -> None:
+        """Ask for a retry; raises OSError. model: a name that was checked, for it becomes a file's."""
+        write_artifact(self._folder / model, b"")
+
+    def stamp(self, model: str) -> Stamp:
+        """Return what changes with each time that a retry is asked for."""
+        try:
+            found = (self._folder / model).stat()
+        except OSError:
+            return None
+        return found.st_mtime_ns, found.st_ino

@@ -8,8 +8,10 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Protocol
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
@@ -17,7 +19,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from homeostat.bundle import open_bundle
 from homeostat.errors import HomeostatError, PreflightFailed
 from homeostat.records import BundleRef, Rollout
-from homeostat.serving.memory import Memory
+from homeostat.serving.memory import Memory, Retries, Stamp
 from homeostat.serving.metrics import Metrics
 from homeostat.serving.preflight import Interrupted, preflight
 from homeostat.serving.served import Served
@@ -92,12 +94,15 @@ class Repository:
         """Why the control store cannot be followed; empty when it can."""
         self._connect, self._public_key, self._salt = connect, public_key, salt
         self._source: Rows | None = None
-        self._memory = Memory(folder)
+        self._memory, self._retries = Memory(folder), Retries(folder / "retries")
         self._metrics = metrics
         self._poll_seconds = poll_seconds
         self._sessions: dict[str, OrderedDict[str, Served]] = {}
         self._refused: dict[str, tuple[int, float, str]] = {}
         """Manifest digest -> times refused, when to try again, why."""
+        self._asked: dict[str, Stamp] = {}
+        """Manifest digest -> how the retries of its model stood when it was refused."""
+        self._waiting: SimpleQueue[Future[None]] = SimpleQueue()
         self._rows: dict[str, Rollout] = {}
         """As they were read last, or remembered."""
         self._seen: dict[str, Rollout] = {}
@@ -121,6 +126,18 @@ class Repository:
     def poke(self) -> None:
         """Look at the rows now."""
         self._poked.set()
+
+    def refresh(self) -> Future[None]:
+        """Look at the rows now; the future is done when every model was brought to a row read after this call."""
+        done: Future[None] = Future()
+        self._waiting.put(done)
+        self.poke()
+        return done
+
+    def retry(self, model: str) -> None:
+        """Have every worker of this HOME try the refused bundles of a model again at its next look, without a wait."""
+        self._retries.ask(model)
+        self.poke()
 
     def close(self) -> None:
         """Stop following."""
@@ -159,6 +176,13 @@ class Repository:
 
     def poll(self) -> None:
         """Read the rows once and bring each model to its row; a failure leaves everything as it is."""
+        waiting = [self._waiting.get() for _ in range(self._waiting.qsize())]
+        self._poll()
+        for done in waiting:
+            if done.set_running_or_notify_cancel():
+                done.set_result(None)
+
+    def _poll(self) -> None:
         try:
             if self._source is None:
                 self._source = self._connect()
@@ -253,8 +277,11 @@ class Repository:
 
     def _due(self, row: Rollout) -> bool:
         refs = (row.champion, row.previous, row.challenger)
-        refused = [self._refused.get(ref.manifest_sha256) for ref in refs if ref]
-        return any(entry is not None and time.monotonic() >= entry[1] for entry in refused)
+        return any(ref.manifest_sha256 in self._refused and self._may_try(ref) for ref in refs if ref)
+
+    def _may_try(self, ref: BundleRef) -> bool:
+        digest = ref.manifest_sha256
+        return time.monotonic() >= self._refused[digest][1] or self._retries.stamp(ref.model) != self._asked[digest]
 
     def _warm(self, ref: BundleRef | None) -> Served | None:
         return self._sessions.get(ref.model, OrderedDict()).get(ref.manifest_sha256) if ref else None
@@ -268,10 +295,11 @@ class Repository:
         if warm is not None:
             sessions.move_to_end(ref.manifest_sha256)
             return warm
-        times, due, text = self._refused.get(ref.manifest_sha256, (0, 0.0, ""))
-        if time.monotonic() < due:
+        times, _, text = self._refused.get(ref.manifest_sha256, (0, 0.0, ""))
+        if times and not self._may_try(ref):
             problems[ref.version] = text
             return None
+        self._asked[ref.manifest_sha256] = self._retries.stamp(ref.model)  # before: who asks meanwhile asks again
         try:
             served = self._open(ref)
         except Interrupted:
@@ -288,6 +316,7 @@ class Repository:
                 log.error("%s: %s", ref.model, problems[ref.version])
             return None
         self._refused.pop(ref.manifest_sha256, None)
+        self._asked.pop(ref.manifest_sha256)
         sessions[ref.manifest_sha256] = served
         return served
 

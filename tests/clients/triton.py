@@ -89,7 +89,7 @@ async def check(module: Any, client: Any) -> None:
     for model, values in (("absent", ROWS), ("toy", ROWS[:, :3]), ("toy", np.full((1, 4), np.nan, np.float32))):
         assert await refusal(lambda m=model, v=values: infer(module, client, m, {"x": v}))
     for operation in (client.load_model, client.unload_model):
-        assert "rollout row" in await refusal(lambda o=operation: o("toy"))
+        assert "homeostat key create" in await refusal(lambda o=operation: o("toy"))
     await call(client.close())
 
 

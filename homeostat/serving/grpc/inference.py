@@ -13,7 +13,7 @@ from homeostat.dataset import Array
 from homeostat.errors import RequestInvalid
 from homeostat.serving.dataplane import DataPlane, InferRequest, InferResponse, check_entity, check_id, check_slices
 from homeostat.serving.grpc.wire import check_shape, from_bytes, from_list
-from homeostat.serving.operations import index, refuse_operation
+from homeostat.serving.operations import index, load, refuse_unload
 from homeostat.serving.protos import message
 from homeostat.serving.rest import inference as rest
 from homeostat.serving.served import Served
@@ -129,8 +129,8 @@ class InferenceService:
             "ModelMetadata": self._model_metadata,
             "ModelInfer": self._model_infer,
             "RepositoryIndex": self._index,
-            "RepositoryModelLoad": self._refuse,
-            "RepositoryModelUnload": self._refuse,
+            "RepositoryModelLoad": self._load,
+            "RepositoryModelUnload": self._unload,
         }
 
     async def _server_live(self, request: Any, context: Any) -> Any:
@@ -170,9 +170,16 @@ class InferenceService:
         del context
         return message("inference.RepositoryIndexResponse")(models=index(self._plane, ready=request.ready))
 
-    async def _refuse(self, request: Any, context: Any) -> Any:
+    async def _load(self, request: Any, context: Any) -> Any:
         del context
-        refuse_operation(request.model_name)
+        if request.parameters:
+            raise RequestInvalid("parameters: none are taken; the signed bundle says how a model is served")
+        await load(self._plane, request.model_name)
+        return message("inference.RepositoryModelLoadResponse")()
+
+    async def _unload(self, request: Any, context: Any) -> Any:
+        del context
+        refuse_unload(request.model_name)
 
 
 def _properties(values: Mapping[str, Any]) -> dict[str, str]:

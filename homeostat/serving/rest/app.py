@@ -53,7 +53,7 @@ FIXED = {
     "/version": Route("version"),
     "/openapi.json": Route("openapi"),
 }
-POSTED = {"infer", "feedback", "index", "operate", "invocations"}
+POSTED = {"infer", "feedback", "index", "load", "unload", "invocations"}
 COUNTED = {"infer", "invocations"}
 """These count their errors by version themselves."""
 
@@ -73,8 +73,8 @@ def route(path: str) -> Route | None:
             return Route("metadata", model, version)
         case ["", "v2", "models", model, "versions", version, ("ready" | "infer") as action]:
             return Route(action if action == "infer" else "model_ready", model, version)
-        case ["", "v2", "repository", "models", model, ("load" | "unload")]:
-            return Route("operate", model)
+        case ["", "v2", "repository", "models", model, ("load" | "unload") as action]:
+            return Route(action, model)
         case ["", ("gateway" | "endpoints"), model, "invocations"]:  # as MLflow's gateway says, and its client
             return Route("invocations", model)
     return None
@@ -151,8 +151,10 @@ class App:
                     await self._refuse(send, 405, f"{scope['method']:.20} is not for this path; use POST", b"POST")
                 elif found.action == "infer":
                     await self._infer(found, scope, receive, send)
-                elif found.action == "operate":
-                    operations.refuse_operation(found.model)
+                elif found.action == "load":
+                    await self._load(found, scope, receive, send)
+                elif found.action == "unload":
+                    operations.refuse_unload(found.model)
                 elif found.action == "index":
                     await self._index(scope, receive, send)
                 elif found.action == "invocations":
@@ -247,6 +249,14 @@ class App:
         if not isinstance(ready, bool):
             raise RequestInvalid(f"ready: {ready!r:.60} must be true or false")
         await self._json(send, 200, operations.index(self._plane, ready=ready))
+
+    async def _load(self, found: Route, scope: Scope, receive: Receive, send: Send) -> None:
+        require_operator(found.model)
+        body = await self._body(scope, receive, dict(scope["headers"]).get(b"content-encoding"))
+        if body and inference.parse_json(body).get("parameters"):
+            raise RequestInvalid("parameters: none are taken; the signed bundle says how a model is served")
+        await operations.load(self._plane, found.model)
+        await self._json(send, 200, {})
 
     async def _rollouts(self, operators: Operators, scope: Scope, receive: Receive, send: Send) -> None:
         found = rollouts.route(scope["path"])

@@ -129,4 +129,4 @@ def test_the_index_and_the_operations(zoo) -> None:
     assert zoo.call("POST", "/v2/repository/index", json=[]).status_code == 400
     assert zoo.call("POST", "/v2/repository/index", json={"ready": 1}).status_code == 400
     refused = zoo.call("POST", "/v2/repository/models/toy/unload", json={})
-    assert (refused.status_code, "rollout row" in refused.json()["error"]) == (403, True)
+    assert (refused.status_code, "homeostat key create" in refused.json()["error"]) == (403, True)
