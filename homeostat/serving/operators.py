@@ -6,9 +6,9 @@ import asyncio
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
-from pydantic import Field, ValidationError
+from pydantic import BeforeValidator, Field, ValidationError
 
 from homeostat.client import Client, current
 from homeostat.contract import Strict
@@ -55,24 +55,32 @@ def require_operator(model: str = "") -> Client:
     return client
 
 
+def _whole(value: object) -> object:
+    """JSON knows no integers: 2.0 is one."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+Number = Annotated[int, Field(ge=1, strict=True), BeforeValidator(_whole)]
+
+
 class Order(Strict):
     """The body of an action."""
 
     reason: str = Field(default="asked for by hand", min_length=1, max_length=500)
-    generation: int | None = Field(default=None, ge=1, strict=True)
+    generation: Number | None = None
     """The only one of the rollout row at which this may be done."""
 
 
 class VersionOrder(Order):
     """The body of an action that may name a version."""
 
-    version: int | None = Field(default=None, ge=1, strict=True)
+    version: Number | None = None
 
 
 class ReleaseOrder(VersionOrder):
     """The body of an action that must name a version; its generation does not matter."""
 
-    version: int = Field(ge=1, strict=True)
+    version: Number
 
 
 ORDERS: dict[str, type[Order]] = {

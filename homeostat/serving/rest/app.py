@@ -253,7 +253,7 @@ class App:
     async def _load(self, found: Route, scope: Scope, receive: Receive, send: Send) -> None:
         require_operator(found.model)
         body = await self._body(scope, receive, dict(scope["headers"]).get(b"content-encoding"))
-        if body and inference.parse_json(body).get("parameters"):
+        if body and inference.parse_json(body).get("parameters") not in (None, {}):
             raise RequestInvalid("parameters: none are taken; the signed bundle says how a model is served")
         await operations.load(self._plane, found.model)
         await self._json(send, 200, {})

@@ -9,6 +9,8 @@ import orjson
 
 from homeostat import __version__
 from homeostat.serving.access.authorization import scope_of
+from homeostat.serving.operators import ORDERS, ReleaseOrder
+from homeostat.serving.rest import rollouts
 from homeostat.serving.rest.schemas import EXAMPLES, PARAMETERS, SCHEMAS
 from homeostat.serving.tensorflow_serving import METHODS
 
@@ -24,6 +26,7 @@ ERRORS = {
     403: ("Forbidden", "The client may not do that, or nobody may."),
     404: ("NotFound", "No such model, version or label answers here."),
     408: ("RequestTimeout", "The request did not come whole in time; the connection is closed."),
+    409: ("Conflict", "That cannot be done now; the message says why, and what can."),
     413: ("ContentTooLarge", "The body is over its limit, before or after decompression."),
     415: ("UnsupportedMediaType", "Content-Encoding or Content-Type is not understood."),
     422: ("Unprocessable", "These tensors have ended the server's process before; this version computes them no more."),
@@ -35,8 +38,8 @@ ERRORS = {
 """Status -> name of the response, and what it means."""
 ANYWHERE = frozenset({400, 408, 429, 431, 500, 503})
 """What any request may be told, whatever its path."""
-WORDED_BEFORE = frozenset({401, 408, 429, 431})
-"""Said before the path's own protocol has a word."""
+WORDED_BEFORE = frozenset({401, 408, 409, 429, 431})
+"""Said before the path's own protocol has a word, or never by MLflow's."""
 WORDED_EITHER = frozenset({400, 403, 503})
 """Said before it, or by it."""
 
@@ -76,9 +79,14 @@ def _open_inference() -> list[Operation]:
         Operation("get", "/v2/health/ready", "Whether every promoted model answers", tag, "Ready", unready=True),
         Operation("post", "/v2/repository/index", "All versions", tag, "Index", "IndexRequest", optional=True),
     ]
-    for verb in ("load", "unload"):
-        summary = "Refused to everybody: what is loaded follows the rollout row"
-        found.append(Operation("post", f"/v2/repository/models/{{model}}/{verb}", summary, tag))
+    place = "/v2/repository/models/{model}"
+    found += [
+        Operation(
+            "post", f"{place}/load", "Try what is refused again, and wait until every worker has the model", tag,
+            "Loaded", "LoadRequest", optional=True, errors=(409,),
+        ),
+        Operation("post", f"{place}/unload", "Refused to everybody: what answers follows the rollout row", tag),
+    ]  # fmt: skip
     for path in ("/v2/models/{model}", "/v2/models/{model}/versions/{version}"):
         found += [
             Operation("get", path, "Inputs, outputs and the live version", tag, "Metadata"),
@@ -129,6 +137,24 @@ def _mlflow_scoring() -> list[Operation]:
     return [*found, Operation("get", "/version", "The server's version", tag, "Text")]
 
 
+def _rollouts() -> list[Operation]:
+    tag, place = "Rollouts", f"{rollouts.PREFIX}/{{model}}"
+    found = [
+        Operation("get", rollouts.PREFIX, "All rollouts, and the quarantine", tag, "Rollouts"),
+        Operation("get", place, "How far a rollout is, and what its guards say", tag, "Rollout", errors=(409,)),
+    ]
+    for action, order in ORDERS.items():
+        name = order.__name__
+        optional = order is not ReleaseOrder
+        found.append(
+            Operation(
+                "post", f"{place}/{action}", action.capitalize(), tag, "Rollout", name,
+                optional=optional, errors=(409,),
+            )
+        )  # fmt: skip
+    return found
+
+
 def _own() -> list[Operation]:
     return [
         Operation(
@@ -139,7 +165,7 @@ def _own() -> list[Operation]:
     ]
 
 
-OPERATIONS = (*_open_inference(), *_tensorflow_serving(), *_mlflow_scoring(), *_own())
+OPERATIONS = (*_open_inference(), *_tensorflow_serving(), *_mlflow_scoring(), *_rollouts(), *_own())
 
 
 def _content(schema: str, kind: str = JSON) -> Json:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from typing import Any
+from typing import Any, get_args
 
 from homeostat.masking import MAX_SLICES, SLICES
+from homeostat.records import Mode
 from homeostat.serving.dataplane import MAX_ENTITY, MAX_ID, MAX_ITEMS, MAX_LABELS
+from homeostat.serving.operators import ORDERS
 from homeostat.serving.repository import MODEL_NAME
 from homeostat.serving.rest.scoring import FORMS, PARAMS
 from homeostat.serving.versions import LABELS
@@ -24,7 +26,7 @@ VALUE: Schema = {"type": ["number", "boolean", "null"]}
 DATATYPE: Schema = {"enum": list(DTYPES)}
 
 
-def _object(required: Collection[str] = (), **properties: Schema) -> Schema:
+def _object(required: Collection[str] = (), /, **properties: Schema) -> Schema:
     return {"type": "object", "required": list(required), "properties": properties}
 
 
@@ -99,6 +101,19 @@ _STATUS = _exactly(
     state={"enum": ["START", "AVAILABLE", "END"]},
     status=_exactly(error_code=TEXT, error_message=TEXT),
 )
+_ROLLOUT = _object(
+    ("mode",),
+    mode={"enum": list(get_args(Mode))},
+    version=WHOLE,
+    sha256=TEXT,
+    weight=NUMBER,
+    step=WHOLE,
+    step_since=TEXT,
+    paused=TRUTH,
+    steps=WHOLE,
+    required=_list(TEXT),
+    fail_at=NUMBER,
+)
 
 SCHEMAS: dict[str, Schema] = {
     "Error": _exactly(error=TEXT),
@@ -123,6 +138,8 @@ SCHEMAS: dict[str, Schema] = {
     ),
     "IndexRequest": _object(ready=TRUTH),
     "Index": _list(_exactly(name=TEXT, version=TEXT, state={"enum": ["READY", "UNAVAILABLE"]}, reason=TEXT)),
+    "LoadRequest": _object(parameters=_or_null({**OBJECT, "maxProperties": 0})),
+    "Loaded": _exactly(),
     "InferRequest": _object(
         ("inputs",),
         id=_or_null({**ID, "minLength": 0, "pattern": "^[ -~]*$"}),
@@ -161,6 +178,16 @@ SCHEMAS: dict[str, Schema] = {
         "oneOf": [{"required": [form]} for form in FORMS],
     },
     "ScoringResponse": _exactly(predictions=ROWS),
+    "Rollouts": _exactly(models={**OBJECT, "additionalProperties": _ref("Rollout")}, quarantine=_list(OBJECT)),
+    "Rollout": _object(
+        ("model", "generation", "champion", "rollout"),
+        model=TEXT,
+        generation=WHOLE,
+        champion=_or_null(TEXT),
+        rollout=_ROLLOUT,
+        evidence=_or_null(OBJECT),
+    ),
+    **{order.__name__: order.model_json_schema() for order in ORDERS.values()},
     "FeedbackRequest": {
         "anyOf": [_FEEDBACK, _exactly(items=_list(_FEEDBACK, minItems=1, maxItems=MAX_ITEMS))],
     },
@@ -186,6 +213,10 @@ EXAMPLES: dict[str, Any] = {
     "ScoringRequest": {"instances": [{"body": _BODY, "sex": 2, "serum": _SERUM}]},
     "csv": "age,sex,bmi,bp,s1,s2,s3,s4,s5,s6\n59,2,32.1,101,157,93.2,38,4,4.9,87\n",
     "FeedbackRequest": {"id": "visit-17", "labels": [151]},
+    "LoadRequest": {},
+    "Order": {"reason": "release freeze"},
+    "VersionOrder": {"version": 2},
+    "ReleaseOrder": {"version": 2, "reason": "mended"},
 }
 """Bodies by the name of their schema, and a CSV file: what docs/serving.md asks of the model `diabetes`."""
 

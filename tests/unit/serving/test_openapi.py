@@ -16,7 +16,8 @@ from homeostat.apikeys import FILE, create_key
 from homeostat.client import SCOPES
 from homeostat.errors import Unauthenticated
 from homeostat.serving.access.authorization import ANY, Access
-from homeostat.serving.rest import app, openapi, tensorflow
+from homeostat.serving.operators import ORDERS, Operators
+from homeostat.serving.rest import app, openapi, rollouts, tensorflow
 from homeostat.serving.tensorflow_serving import METHODS
 from homeostat.settings import Settings
 from tests.unit.serving.conftest import make_plane
@@ -56,7 +57,8 @@ def routed(function) -> set[str]:
 def test_every_path_that_is_routed_is_described_and_no_other():
     models = {tensorflow.PREFIX + place for place in routed(tensorflow.route)}
     verbs = {f"{path}:{verb}" for path in models if not path.endswith("/metadata") for verb in METHODS}
-    assert set(OPEN["paths"]) == app.FIXED.keys() | routed(app.route) | models | verbs
+    actions = {f"{rollouts.PREFIX}/{{model}}{action}" for action in ("", *(f"/{action}" for action in ORDERS))}
+    assert set(OPEN["paths"]) == app.FIXED.keys() | routed(app.route) | models | verbs | actions | {rollouts.PREFIX}
 
 
 @pytest.mark.parametrize("document", [OPEN, CLOSED], ids=["open", "closed"])
@@ -76,17 +78,21 @@ def test_it_is_valid_and_refers_to_all_that_it_defines(document):
 
 
 @pytest.mark.parametrize(("path", "method"), OPERATIONS)
-def test_the_methods_that_are_described_are_taken_and_no_other(toy, path, method):
+def test_the_methods_that_are_described_are_taken_and_no_other(toy, monkeypatch, tmp_path, path, method):
+    operators = Operators(toy.repository._connect, tmp_path, toy.repository.poke)
+    monkeypatch.setattr(toy, "app", app.App(toy.plane, operators=operators))
     described = OPEN["paths"][path][method]["responses"]
     answer = toy.call(method.upper(), filled(path))
     assert str(answer.status_code) in described
-    assert answer.status_code == 200 or method == "post"
+    forbidden = path.startswith(rollouts.PREFIX)  # to whoever shows no key
+    assert answer.status_code == (403 if forbidden else 200) or method == "post"
     assert answer.status_code != 404
     for other in {"GET", "POST", "PUT", "PATCH", "DELETE"} - {method.upper()}:
         refused = toy.call(other, filled(path))
         assert refused.status_code == 405
         assert method.upper() in refused.headers["allow"].split(", ")
-    assert toy.call("HEAD", filled(path)).status_code == (200 if method == "get" else 405)
+    assert toy.call("HEAD", filled(path)).status_code == (405 if method == "post" else 403 if forbidden else 200)
+    operators.close()
 
 
 @pytest.mark.parametrize("open_metrics", [False, True])
