@@ -224,6 +224,7 @@ class ServeConfig(Section):
     out_of_range: Literal["accept", "reject"] = Field("accept", description="a value outside the contract's range")
     max_rows: int = Field(1024, ge=1, description="rows in one request")
     capture: bool = Field(True, description="keep requests and answers for monitoring")
+    explain: bool = Field(False, description="answer /v1/explain: what each column adds to an answer")
     slices: tuple[str, ...] = Field((), strict=False, description="slices that clients send, kept with the request")
     masking: MaskingConfig | None = None
 

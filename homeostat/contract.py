@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError, model_validator
 
 from homeostat.dataset import Array
 from homeostat.errors import DataInvalid, RequestInvalid
@@ -22,6 +23,15 @@ class Strict(BaseModel):
     """Frozen, and nothing but the keys it declares."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+def whole(value: Any) -> Any:
+    """Return a whole float as an integer, and anything else as it is: JSON has one kind of number, and 2.0 is 2."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+WHOLE = BeforeValidator(whole)
+"""Before a strict integer of JSON: Annotated[int, Field(strict=True), WHOLE]."""
 
 
 class TensorSpec(Strict):

@@ -23,6 +23,7 @@ from homeostat.serving.capture.recorder import Recorder
 from homeostat.serving.capture.writer import LABELS, REQUEST, frame
 from homeostat.serving.exchange import Exchange
 from homeostat.serving.exchange import current as current_exchange
+from homeostat.serving.explainer import Explainer, Options
 from homeostat.serving.metrics import Arm, Metrics, Protocol
 from homeostat.serving.repository import MODEL_NAME, ModelState, Repository
 from homeostat.serving.rollout.trial import Trial
@@ -157,11 +158,13 @@ class DataPlane:
         """Where there are other workers."""
         self.trials: Mapping[str, Trial] = {}
         """The rollouts in progress, by model; replaced whole."""
+        self.explainer = Explainer()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="infer")
         self._queued = 0
 
     def close(self) -> None:
-        """End the thread; calls in it are finished first."""
+        """End the threads; calls in them are finished first."""
+        self.explainer.close()
         self._thread.shutdown()
 
     def state(self, name: str) -> ModelState:
@@ -272,6 +275,16 @@ class DataPlane:
         whole = end - (request.started or start)
         served.metrics.answered(request.arm, request.protocol, whole, seconds, rows, outside)
         return InferResponse(request_id, served, outputs, outside)
+
+    async def explain(self, served: Served, tensors: Mapping[str, Array], options: Options) -> bytes:
+        """Return why a version answers as it does, as JSON; raises RequestInvalid. Nothing is captured or judged."""
+        rows, _ = served.check(tensors)
+        packed = pack(tensors)
+        slot = self.guard.enter(served.ref.manifest_sha256, packed)
+        try:
+            return await self.explainer.explain(served, tensors, rows, packed, options)
+        finally:
+            self.guard.leave(slot)
 
     async def _in_thread(self, served: Served, tensors: Mapping[str, Array]) -> list[Array]:
         if self._queued >= MAX_QUEUED:

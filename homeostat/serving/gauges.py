@@ -68,6 +68,12 @@ class Gauges(Collector):
         yield _gauge("bodies_held_bytes", "Bytes of large HTTP bodies without an answer.", http.total_held)
         yield _gauge("queue_length", "Requests that wait for the inference thread, or are in it.", self._plane.queued)
         yield _gauge("queue_limit", "Requests that may wait; more are answered 503.", MAX_QUEUED)
+        explanations = CounterMetricFamily(
+            "homeostat_explanations", "Requests for explanations by what became of them.", labels=("outcome",)
+        )
+        for outcome, count in self._plane.explainer.counts.items():
+            explanations.add_metric((outcome,), count)
+        yield explanations
 
         lost = self._access_log.dropped if self._access_log else 0
         yield _counter("access_log_dropped", "Lines that the access log lost.", lost)

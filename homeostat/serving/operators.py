@@ -8,10 +8,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
-from pydantic import BeforeValidator, Field, ValidationError
+from pydantic import Field, ValidationError
 
 from homeostat.client import Client, current
-from homeostat.contract import Strict
+from homeostat.contract import WHOLE, Strict
 from homeostat.errors import (
     BundleInvalid,
     ConfigError,
@@ -55,12 +55,7 @@ def require_operator(model: str = "") -> Client:
     return client
 
 
-def _whole(value: object) -> object:
-    """JSON knows no integers: 2.0 is one."""
-    return int(value) if isinstance(value, float) and value.is_integer() else value
-
-
-Number = Annotated[int, Field(ge=1, strict=True), BeforeValidator(_whole)]
+Number = Annotated[int, Field(ge=1, strict=True), WHOLE]
 
 
 class Order(Strict):

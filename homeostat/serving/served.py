@@ -14,6 +14,7 @@ from homeostat.config import RolloutConfig
 from homeostat.contract import Contract, TensorSpec
 from homeostat.dataset import Array
 from homeostat.errors import BundleInvalid, ConfigError, RequestInvalid
+from homeostat.golden import read_golden
 from homeostat.masking import Mask
 from homeostat.records import BundleRef, Task
 from homeostat.serving.metrics import VersionMetrics
@@ -75,6 +76,8 @@ class Served:
     loaded: float
     metrics: VersionMetrics
     rollout: RolloutConfig
+    background: Mapping[str, Array] | None
+    """Input -> golden rows [b, ...] that explanations compare with; None where explanations are off."""
     _bounds: tuple[tuple[str, np.dtype[np.generic], tuple[int, ...], Array, Array], ...] = field(repr=False)
 
     @classmethod
@@ -118,6 +121,7 @@ class Served:
             loaded=time.time(),
             metrics=metrics,
             rollout=bundle.manifest.rollout,
+            background=read_golden(bundle.golden)[0] if serve.explain else None,
             _bounds=tuple(bounds),
         )
 

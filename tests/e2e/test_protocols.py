@@ -124,7 +124,9 @@ COLUMNS = {"body": ("age", "bmi", "bp"), "sex": ("sex",), "serum": ("s1", "s2", 
 
 def promote_diabetes(server: Server) -> None:
     """Serve a model that has the inputs of the documentation's examples."""
-    promote(server.control, make_bundle(server.home, model="diabetes", onnx_bytes=patients(), columns=COLUMNS))
+    promote(
+        server.control, make_bundle(server.home, model="diabetes", onnx_bytes=patients(), columns=COLUMNS, explain=True)
+    )
     server.wait(lambda: server.get("/v2/models/diabetes/ready")[0] == 200)
 
 
@@ -148,7 +150,11 @@ def test_the_curl_examples_of_the_documentation(diabetes, tmp_path) -> None:
         )
         assert done.returncode == 0, (example, done.stdout, done.stderr)
         answer = json.loads(done.stdout)
-        if ":regress" in example:
+        if "explain" in example:
+            (one,) = answer["explanations"]
+            assert len(answer["columns"]) == len(one["contributions"]) == 10
+            assert one["base"] + sum(one["contributions"]) == pytest.approx(one["prediction"]) == 130.05
+        elif ":regress" in example:
             assert answer["result"] == pytest.approx([130.05], abs=0.01)
         elif "predict" in example or "invocations" in example:
             rows = answer.get("predictions") or answer["outputs"]

@@ -51,7 +51,7 @@ def keyed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Keyed]:
     kinds = {"diabetes": (patients(), {}), "flowers": (softmax(), flowers)}
     for version, (model, (graph, kind)) in product((1, 2), kinds.items()):
         contract = contract_of(graph, -LIMIT, LIMIT, COLUMNS)
-        strict = {"contract": contract, "out_of_range": "reject", "max_rows": 1}
+        strict = {"contract": contract, "out_of_range": "reject", "max_rows": 1, "explain": True}
         server.promote(version, model=model, onnx_bytes=graph, **kind, **strict)
     yield Keyed(server, key)
     server.process.send_signal(signal.SIGTERM)
@@ -101,7 +101,7 @@ def test_schemathesis_finds_nothing_in_the_document(keyed, tmp_path):
         f"{keyed.url}/openapi.json",
         """
         [[operations]]
-        include-tag = ["Open Inference Protocol v2", "TensorFlow Serving", "MLflow scoring"]
+        include-tag = ["Open Inference Protocol v2", "TensorFlow Serving", "MLflow scoring", "Explanation"]
         checks.positive_data_acceptance.expected-statuses = ["2xx", 400, 401, 403, 404]
 
         [[operations]]
@@ -150,6 +150,19 @@ def narrow(document: dict[str, Any]) -> dict[str, Any]:
     wanted = having(name={"const": "output"})
     or_null = {**listed(wanted, 0, 1), "type": ["array", "null"]}
     schemas["InferRequest"]["properties"] |= {"inputs": in_order(tensors), "outputs": or_null}
+    schemas["ExplainRequest"]["properties"] |= {
+        "inputs": in_order(tensors),
+        "parameters": {
+            "type": ["object", "null"],
+            "properties": {
+                "output": {"enum": ["", "output"]},
+                "class": {"enum": [0, None]},
+                "permutations": {"type": "integer", "minimum": 2, "maximum": 64, "multipleOf": 2},
+                "seed": {"type": "integer", "minimum": 0, "maximum": 2**32 - 1},
+            },
+            "additionalProperties": False,
+        },
+    }
     schemas["PredictRequest"]["properties"] |= {
         "signature_name": {"enum": ["", "serving_default"]},
         "instances": listed(exactly(**row), 1),

@@ -14,6 +14,7 @@ from homeostat import __version__
 from homeostat.errors import RequestInvalid
 from homeostat.serving import metrics, operations
 from homeostat.serving.dataplane import DataPlane, InferenceFailed, InferRequest, check_entity
+from homeostat.serving.explainer import read_options
 from homeostat.serving.operators import Operators, require_operator
 from homeostat.serving.rest import content, inference, openapi, rollouts, scoring, tensorflow
 from homeostat.serving.versions import check_version
@@ -46,6 +47,7 @@ FIXED = {
     "/v2/health/ready": Route("ready"),
     "/v2/repository/index": Route("index"),
     "/v1/feedback": Route("feedback"),
+    "/v1/explain": Route("explain"),
     "/metrics": Route("metrics"),
     "/invocations": Route("invocations"),
     "/ping": Route("ping"),
@@ -53,7 +55,7 @@ FIXED = {
     "/version": Route("version"),
     "/openapi.json": Route("openapi"),
 }
-POSTED = {"infer", "feedback", "index", "load", "unload", "invocations"}
+POSTED = {"infer", "feedback", "explain", "index", "load", "unload", "invocations"}
 COUNTED = {"infer", "invocations"}
 """These count their errors by version themselves."""
 
@@ -159,6 +161,8 @@ class App:
                     await self._index(scope, receive, send)
                 elif found.action == "invocations":
                     await self._invocations(found, scope, receive, send)
+                elif found.action == "explain":
+                    await self._explain(scope, receive, send)
                 else:
                     await self._feedback(scope, receive, send)
             elif scope["method"] in ("GET", "HEAD"):
@@ -242,6 +246,15 @@ class App:
         if not isinstance(items, list):
             raise RequestInvalid('items: must be a list of {"id": "...", "labels": [...]}')
         await self._json(send, 202, self._plane.feedback(items))
+
+    async def _explain(self, scope: Scope, receive: Receive, send: Send) -> None:
+        headers = dict(scope["headers"])
+        length = headers.get(b"inference-header-content-length")
+        served, _pinned = scoring.choose(self._plane, "", scope["query_string"])
+        body = await self._body(scope, receive, headers.get(b"content-encoding"))
+        request, _wanted, parameters = inference.decode_all(body, None if length is None else length.decode("latin-1"))
+        answer = await self._plane.explain(served, request.tensors, read_options(parameters))
+        await self._write(send, 200, answer, inference.JSON, [])
 
     async def _index(self, scope: Scope, receive: Receive, send: Send) -> None:
         body = await self._body(scope, receive, dict(scope["headers"]).get(b"content-encoding"))

@@ -11,6 +11,7 @@ import numpy as np
 import orjson
 
 from homeostat import __version__
+from homeostat.contract import whole
 from homeostat.dataset import Array
 from homeostat.errors import RequestInvalid
 from homeostat.serving.board import Board
@@ -95,11 +96,6 @@ def _flatten(data: list[Any], shape: tuple[int, ...], where: str) -> list[Any]:
     return level
 
 
-def _whole(value: Any) -> Any:
-    """Return a whole float as an integer, and anything else as it is."""
-    return int(value) if isinstance(value, float) and value.is_integer() else value
-
-
 def from_json(data: Any, dtype: np.dtype[Any], shape: tuple[int, ...], where: str) -> Array:
     """Return JSON numbers, flat or nested as `shape` is, as an array; raises RequestInvalid when they do not fit."""
     if not isinstance(data, list):
@@ -116,7 +112,7 @@ def from_json(data: Any, dtype: np.dtype[Any], shape: tuple[int, ...], where: st
         try:
             values: Array = np.frombuffer(array(code, flat), dtype=code)
         except TypeError:  # JSON has one kind of number: some clients write 2 as 2.0
-            values = np.frombuffer(array(code, map(_whole, flat)), dtype=code)
+            values = np.frombuffer(array(code, map(whole, flat)), dtype=code)
     except (TypeError, OverflowError, ValueError) as error:
         raise RequestInvalid(f"{where}.data: not all values are {datatype_of(dtype)}: {error}") from error
     if values.dtype != dtype:  # FP16 has no typecode
@@ -163,7 +159,13 @@ def _wanted(value: dict[str, Any], parameters: dict[str, Any]) -> Wanted:
 
 
 def decode(body: bytes, header_length: str | None = None) -> tuple[InferRequest, Wanted]:
-    """Read an inference request; raises RequestInvalid that says what is wrong where.
+    """Read an inference request; raises RequestInvalid that says what is wrong where."""
+    request, wanted, _ = decode_all(body, header_length)
+    return request, wanted
+
+
+def decode_all(body: bytes, header_length: str | None = None) -> tuple[InferRequest, Wanted, dict[str, Any]]:
+    """Read an inference request, and all its parameters; raises RequestInvalid that says what is wrong where.
 
     header_length: value of Inference-Header-Content-Length, when the client sent it: so many
     bytes of JSON stand before the binary data.
@@ -203,7 +205,7 @@ def decode(body: bytes, header_length: str | None = None) -> tuple[InferRequest,
         entity_id=None if entity is None else check_entity(entity, "parameters.entity_id"),
         slices="" if slices is None else check_slices(slices, "parameters.slices"),
     )
-    return request, _wanted(value, parameters)
+    return request, _wanted(value, parameters), parameters
 
 
 def check_wanted(served: Served, wanted: Wanted) -> None:

@@ -160,9 +160,13 @@ def _own() -> list[Operation]:
         Operation(
             "post", "/v1/feedback", "Send labels of requests", "Feedback", "FeedbackResponse", "FeedbackRequest", 202
         ),
+        Operation(
+            "post", "/v1/explain", "What each column adds", "Explanation", "Explanations", "ExplainRequest",
+            parameters=("model", "version"), errors=(404, 422),
+        ),
         Operation("get", "/metrics", "Figures for Prometheus", "Operation", "Text"),
         Operation("get", "/openapi.json", "This document", "Operation", "Document"),
-    ]
+    ]  # fmt: skip
 
 
 OPERATIONS = (*_open_inference(), *_tensorflow_serving(), *_mlflow_scoring(), *_rollouts(), *_own())
@@ -238,7 +242,7 @@ def _request(one: Operation) -> Json:
     content[JSON]["example"] = EXAMPLES[one.body]
     if one.body == "ScoringRequest":
         content[CSV] = {"schema": {"type": "string"}, "example": EXAMPLES["csv"]}
-    elif one.body == "InferRequest":
+    elif one.body in ("InferRequest", "ExplainRequest"):
         content[BINARY] = {"schema": {"description": BINARY_BODY}}
     return {"required": not one.optional, "content": content}
 

@@ -8,6 +8,7 @@ from typing import Any, get_args
 from homeostat.masking import MAX_SLICES, SLICES
 from homeostat.records import Mode
 from homeostat.serving.dataplane import MAX_ENTITY, MAX_ID, MAX_ITEMS, MAX_LABELS
+from homeostat.serving.explainer import Options
 from homeostat.serving.operators import ORDERS
 from homeostat.serving.repository import MODEL_NAME
 from homeostat.serving.rest.scoring import FORMS, PARAMS
@@ -101,6 +102,19 @@ _STATUS = _exactly(
     state={"enum": ["START", "AVAILABLE", "END"]},
     status=_exactly(error_code=TEXT, error_message=TEXT),
 )
+_EXPLANATION = {
+    **_object(
+        ("class", "prediction", "base", "contributions", "standard_errors", "permutations"),
+        **{"class": WHOLE},
+        class_name=TEXT,
+        prediction=_or_null(NUMBER),
+        base=_or_null(NUMBER),
+        contributions=_list(_or_null(NUMBER)),
+        standard_errors=_or_null(_list(_or_null(NUMBER))),
+        permutations=WHOLE,
+    ),
+    "additionalProperties": False,
+}
 _ROLLOUT = _object(
     ("mode",),
     mode={"enum": list(get_args(Mode))},
@@ -150,6 +164,20 @@ SCHEMAS: dict[str, Schema] = {
         outputs=_or_null(_list(_WANTED, maxItems=MAX_TENSORS)),
     ),
     "InferResponse": _exactly(model_name=TEXT, model_version=TEXT, id=_ref("Id"), outputs=_list(_OUTPUT, minItems=1)),
+    "ExplainRequest": _object(
+        ("inputs",),
+        parameters=_or_null(Options.model_json_schema() | {"additionalProperties": False}),
+        inputs=_list(_INPUT, minItems=1, maxItems=MAX_TENSORS),
+    ),
+    "Explanations": _exactly(
+        model_name=TEXT,
+        model_version=TEXT,
+        output=TEXT,
+        columns=_list(TEXT),
+        background_rows=WHOLE,
+        seed=WHOLE,
+        explanations=_list(_EXPLANATION),
+    ),
     "ModelStatus": _exactly(model_version_status=_list(_STATUS)),
     "SignatureDef": _exactly(
         model_spec=_exactly(name=TEXT, signature_name=TEXT, version=TEXT),
@@ -198,16 +226,15 @@ SCHEMAS: dict[str, Schema] = {
 }
 
 _BODY, _SEX, _SERUM = [59, 32.1, 101], [2], [157, 93.2, 38, 4, 4.9, 87]
+_INPUTS = [
+    {"name": "body", "shape": [1, 3], "datatype": "FP32", "data": _BODY},
+    {"name": "sex", "shape": [1, 1], "datatype": "INT64", "data": _SEX},
+    {"name": "serum", "shape": [1, 6], "datatype": "FP32", "data": _SERUM},
+]
 EXAMPLES: dict[str, Any] = {
     "IndexRequest": {"ready": True},
-    "InferRequest": {
-        "id": "visit-17",
-        "inputs": [
-            {"name": "body", "shape": [1, 3], "datatype": "FP32", "data": _BODY},
-            {"name": "sex", "shape": [1, 1], "datatype": "INT64", "data": _SEX},
-            {"name": "serum", "shape": [1, 6], "datatype": "FP32", "data": _SERUM},
-        ],
-    },
+    "InferRequest": {"id": "visit-17", "inputs": _INPUTS},
+    "ExplainRequest": {"parameters": {"permutations": 32}, "inputs": _INPUTS},
     "PredictRequest": {"instances": [{"body": _BODY, "sex": _SEX, "serum": _SERUM}]},
     "ExamplesRequest": {"examples": [{"body": _BODY, "sex": 2, "serum": _SERUM}]},
     "ScoringRequest": {"instances": [{"body": _BODY, "sex": 2, "serum": _SERUM}]},

@@ -51,7 +51,7 @@ def choose(plane: DataPlane, model: str, query: bytes) -> tuple[Served, bool]:
         known = [one for one in sorted(plane.repository.models) if client is None or client.may_use(one)]
         if len(known) != 1:
             there = ", ".join(known) or "none yet"
-            raise RequestInvalid(f"which model? say /invocations?model=NAME; there is: {there}", 400 if known else 503)
+            raise RequestInvalid(f"which model? say ?model=NAME; there is: {there}", 400 if known else 503)
         name = known[0]
     version = asked.get("version", [None])[0]
     return plane.find(name, version), version is not None

@@ -133,7 +133,7 @@ def test_which_model(scored, plane):
     answer = ask(scored, body, path="/invocations")
     assert (answer.status_code, answer.json()["message"]) == (
         400,
-        "which model? say /invocations?model=NAME; there is: pair, toy",
+        "which model? say ?model=NAME; there is: pair, toy",
     )
     for path in (
         "/gateway/toy/invocations",
