@@ -15,7 +15,7 @@ from collections import deque
 from dataclasses import dataclass
 from pathlib import Path
 
-from homeostat.serving.capture.writer import ACK, KEY, frame
+from homeostat.serving.capture.writer import ACK, KEY, UNWRITABLE, frame
 
 log = logging.getLogger(__name__)
 
@@ -27,7 +27,7 @@ PIPE_BYTES = 1 << 20
 """The writer commits what one reading of the pipe brings: few large transactions."""
 FLUSH_SECONDS = 0.05
 DEATHS = 3
-"""A batch in flight through so many deaths of the writer is dropped and counted."""
+"""A batch in flight through so many deaths of the writer is dropped and counted, for it may be what kills it."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,8 @@ class Recorder:
         self._flight: deque[bytes] = deque()
         self._flight_bytes = 0
         self._acknowledged = self._repeated = 0
-        self._deaths = 0
+        self._deaths = self._failures = 0
+        """Of writers since the last commit; a failure for which no frame can be blamed is no death."""
         self._writer: subprocess.Popen[bytes] | None = None
         self._acks = b""
         self._closing = threading.Event()
@@ -224,21 +225,22 @@ class Recorder:
                     self._flight_bytes -= len(self._flight.popleft())
                 self.written += done - self._acknowledged - (repeated - self._repeated)
                 self.duplicates += repeated - self._repeated
-                self._acknowledged, self._repeated, self._deaths = done, repeated, 0
+                self._acknowledged, self._repeated = done, repeated
+                self._deaths = self._failures = 0
 
     def _bury(self, error: OSError) -> None:
         """Clean up after a writer that died (or could not start); what it had not committed stays in flight."""
         writer, self._writer = self._writer, None
+        self._failures += 1
         if writer is not None:
             writer.stdin.close()  # type: ignore[union-attr]
             writer.stdout.close()  # type: ignore[union-attr]
             writer.kill()
-            writer.wait()
-        self._deaths += 1
+            self._deaths += writer.wait() != UNWRITABLE
         log.error("capture writer lost (%s); %d frames will be sent again", error, len(self._flight))
         if self._deaths >= DEATHS and self._flight:
             self.dropped += len(self._flight)
             log.error("capture: %d frames dropped after %d deaths of the writer", len(self._flight), self._deaths)
             self._flight.clear()
             self._flight_bytes = 0
-        self._closing.wait(min(5.0, 0.1 * 2**self._deaths))
+        self._closing.wait(min(5.0, 0.1 * 2**self._failures))

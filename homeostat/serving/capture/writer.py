@@ -40,6 +40,13 @@ ROLL_BYTES = 256 * 1024 * 1024
 """Growth of the file after which it is rolled before its time."""
 JOURNAL_BYTES = 64 * 1024 * 1024
 """What stays of the journal after a large transaction."""
+UNWRITABLE = 74
+"""Exit code (EX_IOERR) when the file cannot be written at present: no frame is at fault."""
+PASSING = {
+    sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_PERM,
+    sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_NOMEM,
+}  # fmt: skip
+"""What SQLite reports of a full disk, and of what else may pass."""
 
 log = logging.getLogger(__name__)
 
@@ -277,13 +284,28 @@ class Roller:
 
 
 def main(path: str, max_days: str, max_bytes: str, roll_seconds: str) -> int:
-    """Write until stdin ends."""
+    """Write until stdin ends; the exit code says whether what went wrong may pass."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     log_to_stderr()
     os.nice(5)  # answering comes first
+    try:
+        _write(path, [path, max_days, max_bytes], float(roll_seconds))
+    except sqlite3.Error as error:
+        if getattr(error, "sqlite_errorcode", 0) & 0xFF in PASSING:
+            log.error("%s cannot be written now: %s (%s)", path, error, error.sqlite_errorname)
+            return UNWRITABLE
+        log.exception("%s cannot be written", path)
+        return 1
+    except ValueError as error:
+        log.error("capture: %s", error)
+        return 1
+    return 0
+
+
+def _write(path: str, rolling: list[str], roll_seconds: float) -> None:
     database = connect(path)
-    roller = Roller(database, [path, max_days, max_bytes], float(roll_seconds))
+    roller = Roller(database, rolling, roll_seconds)
     stdin = select.poll()
     stdin.register(0, select.POLLIN)
     buffer, done, duplicates, sealer = bytearray(), 0, 0, None
@@ -307,7 +329,6 @@ def main(path: str, max_days: str, max_bytes: str, roll_seconds: str) -> int:
                 os.write(1, ACK.pack(done, duplicates))
     roller.close()
     database.close()
-    return 0
 
 
 if __name__ == "__main__":

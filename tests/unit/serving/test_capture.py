@@ -13,7 +13,7 @@ import pytest
 
 from homeostat.monitoring import snapshot
 from homeostat.serving.capture import writer
-from homeostat.serving.capture.recorder import Recorder
+from homeostat.serving.capture.recorder import DEATHS, Recorder
 from homeostat.serving.capture.writer import LABELS, REQUEST, connect, frame, frames, store
 from homeostat.tensors import pack, unpack
 
@@ -278,6 +278,20 @@ def test_a_writer_that_cannot_write_is_given_up_with_a_count(tmp_path):
     recorder.close(0.5)
     assert counts(recorder) == (1, 0, 0, 1)
     assert recorder.restarts >= 2
+
+
+def test_a_file_that_cannot_be_written_for_a_while_loses_nothing(tmp_path):
+    (tmp_path / "t.db").mkdir()
+    recorder = Recorder(tmp_path / "t.db")
+    recorder.start()
+    recorder.put(request("a"))
+    wait_until(lambda: recorder.restarts > DEATHS, 20)
+    recorder.put(request("b"))
+    assert (recorder.dropped, recorder.written) == (0, 0)
+    (tmp_path / "t.db").rmdir()
+    wait_until(lambda: recorder.written == 2, 20)
+    recorder.close()
+    assert counts(recorder) == (2, 2, 0, 0)
 
 
 def test_the_writer_ignores_signals_and_ends_with_its_input(recorder):
