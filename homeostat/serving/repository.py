@@ -34,6 +34,7 @@ RETRY_SECONDS = (1.0, 5.0, 30.0)
 """Wait before a refused bundle is tried again: it may have been repaired, or its store may answer again."""
 PREFLIGHT_RETRY_SECONDS = (30.0, 600.0)
 """The same after a failed preflight, which can cost half a minute of processor time and will fail again."""
+ANEW = "it was made anew or restored; going on with the last verified versions"
 MODEL_NAME = re.compile(r"[a-z][a-z0-9_]{0,62}")
 
 
@@ -196,11 +197,16 @@ class Repository:
             for row in list(self._rows.values()):
                 self._apply(row)  # what was taken out here meanwhile is vetoed
             return
-        if self.problem:
+        found = {row.model: row for row in rows}
+        lost = sorted(self._rows.keys() - found.keys())
+        text = f"the control store has no rollout row of {', '.join(lost)} any more: {ANEW}" if lost else ""
+        if lost and text != self.problem:
+            log.error("%s", text)
+        elif self.problem and not lost:
             log.info("following the control store, %d models", len(rows))
-            self.problem = ""
-        self._rows = {row.model: row for row in rows}
-        for row in rows:
+        self.problem = text
+        self._rows |= found
+        for row in list(self._rows.values()):
             self._apply(row)
 
     def _overtaken(self) -> bool:
@@ -208,7 +214,7 @@ class Repository:
         if self._closing.is_set() or self._source is None:
             return self._closing.is_set()
         try:
-            return {row.model: row for row in self._source.rows()} != self._rows
+            return any(self._rows.get(row.model) != row for row in self._source.rows())
         except Exception:  # noqa: BLE001  the next poll will meet it too, and report it
             return False
 

@@ -194,6 +194,22 @@ def test_a_row_that_went_back_is_followed_and_reported(plane, caplog):
     assert "toy: the rollout row went back from generation 7 to 1" in caplog.text
 
 
+def test_a_row_that_is_gone_is_reported_and_what_it_named_answers(plane, caplog):
+    plane.store.put(rollout(make_bundle(plane.home, 1)))
+    plane.repository.poll()
+    table, plane.store.table = plane.store.table, {}
+    for _ in range(3):
+        plane.repository.poll()
+    said = "the control store has no rollout row of toy any more"
+    assert plane.repository.problem.startswith(said)
+    assert caplog.text.count(said) == 1
+    assert answer(plane) == ("1", [4.0])
+    assert status(plane, "/v2/health/ready")[0] == 200
+    plane.store.table = table
+    plane.repository.poll()
+    assert plane.repository.problem == ""
+
+
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"row": {}, "verified": {}}', '{"row": {"champion": 1}}'])
 def test_a_damaged_memory_is_passed_over(plane, text):
     (plane.home / "serving").mkdir()
