@@ -3,6 +3,6 @@
 import subprocess
 import sys
 
-for name in ("overhead", "serving", "swaps", "rollback", "challengers", "start"):
+for name in ("overhead", "serving", "swaps", "rollback", "challengers", "start", "chaos"):
     print(f"\n# {name}\n", flush=True)
     subprocess.run([sys.executable, "-m", f"benchmarks.{name}"], check=True)

@@ -19,6 +19,8 @@ from homeostat.records import BundleRef, Lineage, Task
 MODEL = "bench"
 WIDTH = 4
 SAID = {"actor": "bench", "reason": "bench"}
+INTEGERS = {"plus": 1, "minus": -1, "nil": 0, "smallest": np.iinfo(np.int64).min}
+"""Weights of what divides."""
 
 
 def _graph(nodes: Sequence[Any], weights: dict[str, np.ndarray], outputs: int) -> bytes:
@@ -39,6 +41,19 @@ def summing(version: int) -> bytes:
     """x [n, 4] -> output [n, 1] = version * sum(x): the answer says which version gave it."""
     weights = {"w": np.full((WIDTH, 1), version, np.float32)}
     return _graph([helper.make_node("MatMul", ["x", "w"], ["output"])], weights, 1)
+
+
+def dividing(version: int) -> bytes:
+    """x [n, 4] -> output [n, 1] = version * sum(x); a row whose x1 is under -1 ends the process that computes it."""
+    weights: dict[str, np.ndarray] = {name: np.array([value], np.int64) for name, value in INTEGERS.items()}
+    weights |= {"limit": np.array([-1.0], np.float32), "w": np.full((WIDTH, 1), version, np.float32)}
+    nodes = [
+        helper.make_node("Split", ["x"], ["x0", "x1", "x2", "x3"], axis=1),
+        helper.make_node("MatMul", ["x", "w"], ["last0"]),
+        *_dividing("minus", "smallest"),
+        helper.make_node("Identity", ["last"], ["output"]),
+    ]
+    return _graph(nodes, weights, 1)
 
 
 def _less(column: str, limit: str, name: str) -> Any:
@@ -100,9 +115,8 @@ def classifier(how: str = "good", limit: float = -1.0, products: int = 0) -> byt
     good; wrong (x1); slice (wrong where x3 is under it); nan; raises; kills (its process: it divides
     the smallest integer by -1); time (takes some, whatever the row).
     """
-    integers = {"plus": 1, "minus": -1, "nil": 0, "smallest": np.iinfo(np.int64).min}
     floats = {"limit": [limit], "table": [0.0]}
-    weights: dict[str, np.ndarray] = {name: np.array([value], np.int64) for name, value in integers.items()}
+    weights: dict[str, np.ndarray] = {name: np.array([value], np.int64) for name, value in INTEGERS.items()}
     weights |= {name: np.array(value, np.float32) for name, value in floats.items()}
     weights["zeros"] = np.zeros((256, 256), np.float32)
     body = {

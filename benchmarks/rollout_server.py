@@ -13,7 +13,7 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -29,12 +29,32 @@ def compiling() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
 
 
+def children(process: int) -> list[int]:
+    """The processes that a process has started."""
+    try:
+        tasks = list(Path(f"/proc/{process}/task").iterdir())  # a child is its thread's
+        return [int(pid) for task in tasks for pid in (task / "children").read_text().split()]
+    except OSError:  # it, or one of its threads, has just ended
+        return []
+
+
+def command(process: int) -> list[str]:
+    """What a process was started with; nothing when it is gone."""
+    try:
+        return Path(f"/proc/{process}/cmdline").read_text().split("\0")
+    except OSError:
+        return []
+
+
 @dataclass
 class Serving:
     """A running server, and where it keeps what it has."""
 
     home: Path
     port: int = field(default_factory=free_port)
+    settings: Mapping[str, str] = field(default_factory=dict)
+    """More of its environment."""
+    process: subprocess.Popen[bytes] | None = None
 
     @property
     def environment(self) -> dict[str, str]:
@@ -47,11 +67,22 @@ class Serving:
             "HOMEOSTAT_TRAFFIC": "",
             "HOMEOSTAT_MLFLOW_URL": "http://127.0.0.1:9",
             "PREFECT_API_URL": "http://127.0.0.1:9/api",
+            **self.settings,
         }
 
     @property
     def store(self) -> ControlStore:
-        return ControlStore(f"sqlite:///{self.home}/control.db")
+        url = self.settings.get("HOMEOSTAT_CONTROL_URL", f"sqlite:///{self.home}/control.db")
+        return ControlStore(url)
+
+    def workers(self) -> list[int]:
+        """The processes that answer."""
+        return children(self.process.pid) if self.process else []
+
+    def writers(self) -> list[int]:
+        """Their capture writers."""
+        found = [child for worker in self.workers() for child in children(worker)]
+        return [child for child in found if "homeostat.serving.capture.writer" in command(child)]
 
     def get(self, path: str) -> tuple[int, dict[str, Any]]:
         """Status and JSON of an answer; 0 when nothing listens."""
@@ -99,9 +130,9 @@ def home_in(folder: Path) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def serving(home: Path, core: int | None = None) -> Iterator[Serving]:
+def serving(home: Path, core: int | None = None, settings: Mapping[str, str] | None = None) -> Iterator[Serving]:
     """Start `homeostat serve`, wait until it is ready for what its control store names, and stop it by its pid."""
-    server = Serving(home)
+    server = Serving(home, settings=settings or {})
     pin = (lambda: os.sched_setaffinity(0, {core})) if core is not None else None
     with (home / "server.log").open("ab") as log:
         process = subprocess.Popen(
@@ -113,6 +144,7 @@ def serving(home: Path, core: int | None = None) -> Iterator[Serving]:
             preexec_fn=pin,
             start_new_session=True,
         )
+    server.process = process
     try:
         wait(lambda: process.poll() is not None or server.get("/v2/health/ready")[0] == 200, "ready")
         if process.poll() is not None:

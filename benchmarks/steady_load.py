@@ -19,8 +19,9 @@ import orjson
 LENGTH = re.compile(rb"content-length: (\d+)", re.IGNORECASE)
 TIMEOUT_SECONDS = 10.0
 """An answer that takes longer is lost."""
-MAX_SECONDS = 3600.0
+MAX_SECONDS = 2 * 3600.0
 LOST = 0
+CLOSES = re.compile(rb"connection: close", re.IGNORECASE)
 
 Records = np.ndarray
 """One row for each request: of this dtype."""
@@ -32,6 +33,8 @@ FIELDS = np.dtype(
         ("status", np.int16),  # 0 when no answer came
         ("version", np.int32),
         ("value", np.float64),  # the number that was answered, or the class
+        ("place", np.int64),  # which request of the load it was; its id is made of it
+        ("tries", np.int8),  # 2 where the first one got no answer
     ]
 )
 
@@ -50,6 +53,18 @@ class Plan:
     labels: Sequence[float] = ()
     """One for each body, sent as soon as the answer is there; none are sent when empty."""
     core: int | None = None
+    name: str = ""
+    """Each request says who it is: this, a dash and its place. None does when empty."""
+    retry: bool = False
+    """Whether a request whose connection ended without an answer is sent once more."""
+
+    def body(self, place: int) -> bytes:
+        """What is sent at this place."""
+        body = self.bodies[place % len(self.bodies)]
+        return b'{"id":"%s-%d",%s' % (self.name.encode(), place, body[1:]) if self.name else body
+
+
+Record = tuple[int, float, float, int, int, float, int, int]
 
 
 def rows_as_bodies(rows: np.ndarray) -> list[bytes]:
@@ -66,7 +81,7 @@ class _Client:
         self._paths = [f"/v2/models/{plan.model}/infer", "/v1/feedback"]
         self._reader: asyncio.StreamReader | None = None
         self._writer: asyncio.StreamWriter
-        self.records: list[tuple[int, float, float, int, int, float]] = []
+        self.records: list[Record] = []
 
     async def run(self) -> None:
         plan, place = self._plan, self._number
@@ -75,30 +90,41 @@ class _Client:
             if time.monotonic() < due:
                 await asyncio.sleep(due - time.monotonic())
                 due = time.monotonic()  # the timer's own lateness is not the server's
-            row = place % len(plan.bodies)
-            self.records.append(await self._ask(row, due))
+            self.records.append(await self._ask(place, due))
             place += plan.connections
         self._drop()
 
-    async def _ask(self, row: int, due: float) -> tuple[int, float, float, int, int, float]:
-        try:
-            async with asyncio.timeout(TIMEOUT_SECONDS):
-                status, body = await self._send(self._paths[0], self._plan.bodies[row])
-                received = time.monotonic()
-                if status != 200:
-                    return row, due, received, status, 0, 0.0
-                answer = orjson.loads(body)
-                if self._plan.labels:
-                    label = {"id": answer["id"], "labels": [self._plan.labels[row]]}
-                    await self._send(self._paths[1], orjson.dumps(label))
-        except (OSError, EOFError, TimeoutError):
-            self._drop()
-            return row, due, time.monotonic(), LOST, 0, 0.0
+    async def _ask(self, place: int, due: float) -> Record:
+        row, body = place % len(self._plan.bodies), self._plan.body(place)
+        tries = 0
+        while True:
+            tries += 1
+            try:
+                async with asyncio.timeout(TIMEOUT_SECONDS):
+                    status, version, value, received = await self._answer(row, body)
+                return row, due, received, status, version, value, place, tries
+            except (OSError, EOFError, TimeoutError):
+                self._drop()
+                if tries > self._plan.retry:
+                    return row, due, time.monotonic(), LOST, 0, 0.0, place, tries
+
+    async def _answer(self, row: int, body: bytes) -> tuple[int, int, float, float]:
+        """Send one request, and its label; return status, version and value of the answer, and when it came."""
+        status, content = await self._send(self._paths[0], body)
+        received = time.monotonic()
+        if status != 200:
+            return status, 0, 0.0, received
+        answer = orjson.loads(content)
+        if self._plan.labels:
+            label = {"id": answer["id"], "labels": [self._plan.labels[row]]}
+            await self._send(self._paths[1], orjson.dumps(label))
         data = answer["outputs"][0]["data"]
         value = float(data[0]) if len(data) == 1 else float(np.argmax(data))
-        return row, due, received, status, int(answer["model_version"]), value
+        return status, int(answer["model_version"]), value, received
 
     async def _send(self, path: str, body: bytes) -> tuple[int, bytes]:
+        if self._reader is not None and self._reader.at_eof():  # the server has closed it since the last answer
+            self._drop()
         if self._reader is None:
             self._reader, self._writer = await asyncio.open_connection("127.0.0.1", self._plan.port)
         head = f"POST {path} HTTP/1.1\r\nHost: bench\r\nContent-Length: {len(body)}\r\n\r\n"
@@ -106,6 +132,8 @@ class _Client:
         answer = await self._reader.readuntil(b"\r\n\r\n")
         length = LENGTH.search(answer)
         content = await self._reader.readexactly(int(length[1]) if length else 0)
+        if CLOSES.search(answer):
+            self._drop()
         return int(answer[9:12]), content
 
     def _drop(self) -> None:
@@ -119,7 +147,7 @@ def _run(plan: Plan, pipe: Connection) -> None:
         os.sched_setaffinity(0, {plan.core})
     gc.disable()  # a collection would look like a slow answer
 
-    async def load() -> list[tuple[int, float, float, int, int, float]]:
+    async def load() -> list[Record]:
         stop, loop = asyncio.Event(), asyncio.get_running_loop()
         loop.add_reader(pipe.fileno(), stop.set)  # told to stop, or whoever would is gone
         loop.call_later(MAX_SECONDS, stop.set)

@@ -44,7 +44,8 @@ def test_wrong_answers_are_seen():
         (0, 3.7, 3.8, 200, 2, 8.0),
     ]
     done = [swaps.Swap(2, 1.0, 1.5, 2.0, 3.0)]
-    found = swaps.summary(np.array(rows, FIELDS), done)
+    records = np.array([(*row, place, 1) for place, row in enumerate(rows)], FIELDS)
+    found = swaps.summary(records, done)
     assert found["wrong"] == {"torn": 1, "early": 1, "late": 1}
     assert (found["failed"], found["lost"], found["requests"]) == (1, 1, 10)
     assert found["milliseconds"]["while loading"]["requests"] == 1
