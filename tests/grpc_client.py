@@ -47,19 +47,34 @@ class GrpcClient:
 
 @contextmanager
 def grpc_server(
-    plane: DataPlane, access: Access, port: int, max_message: int = MAX_BODY, observer: Observer | None = None
+    plane: DataPlane,
+    access: Access,
+    port: int,
+    max_message: int = MAX_BODY,
+    observer: Observer | None = None,
+    **options: Any,
 ) -> Iterator[None]:
     """Answer for a data plane from a thread with an event loop of its own."""
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever)
     thread.start()
-    starting = start(plane, access, f"127.0.0.1:{port}", max_message, observer=observer)
+    starting = start(plane, access, f"127.0.0.1:{port}", max_message, observer=observer, **options)
     started = asyncio.run_coroutine_threadsafe(starting, loop)
     try:
         server = started.result(20)
-        yield
-        asyncio.run_coroutine_threadsafe(server.stop(0), loop).result(20)
+        try:
+            yield
+        finally:
+            asyncio.run_coroutine_threadsafe(_stop(server), loop).result(20)
     finally:
         loop.call_soon_threadsafe(loop.stop)
         thread.join()
         loop.close()
+
+
+async def _stop(server: Any) -> None:
+    """End the server, and wait for the calls that it has cancelled."""
+    await server.stop(0)
+    others = asyncio.all_tasks() - {asyncio.current_task()}
+    if others:
+        await asyncio.wait(others, timeout=5)

@@ -167,7 +167,8 @@ def serve(settings: Settings, post: Post) -> None:
     bound, bound_grpc = listening[0], listening[1] if len(listening) > 1 else None
     if not post.listening:
         post.announce(listening, settings.workers, place)
-    connections = Connections(allow_connections(settings.max_connections))
+    http_connections, grpc_connections = allow_connections(settings.max_connections, grpc=bound_grpc is not None)
+    connections = Connections(http_connections)
     metrics = Metrics()
     recorder = Recorder(
         settings.traffic_path,
@@ -209,7 +210,10 @@ def serve(settings: Settings, post: Post) -> None:
     server = _Server(config)
     server.post, server.killers, server.connections = post, killers, connections
     metrics.add(Gauges(plane, connections, lambda: len(server.server_state.tasks), access_log))
-    server.grpc = GrpcListener(plane, access, bound_grpc, MAX_BODY, certificate, observer) if bound_grpc else None
+    if bound_grpc:
+        server.grpc = GrpcListener(
+            plane, access, bound_grpc, MAX_BODY, certificate, observer, max_connections=grpc_connections
+        )
     config.load()
     config.ssl = tls
     if access_log is not None:

@@ -12,6 +12,7 @@ from homeostat.serving.access.authorization import Access
 from homeostat.serving.access.exposure import Certificate
 from homeostat.serving.dataplane import DataPlane
 from homeostat.serving.observer import Observer
+from homeostat.serving.rest.connections import GRPC_CONNECTIONS
 
 log = logging.getLogger(__name__)
 
@@ -31,9 +32,12 @@ class GrpcListener:
         max_message: int,
         certificate: Certificate | None = None,
         observer: Observer | None = None,
+        *,
+        max_connections: int = GRPC_CONNECTIONS,
     ) -> None:
         self._plane, self._access, self._bound = plane, access, bound
         self._max_message, self._certificate, self._observer = max_message, certificate, observer
+        self._max_connections = max_connections
         self._server: Any = None
         self._task: asyncio.Task[None] | None = None
 
@@ -48,7 +52,13 @@ class GrpcListener:
         address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
         try:
             self._server = await start(
-                self._plane, self._access, address, self._max_message, self._certificate, self._observer
+                self._plane,
+                self._access,
+                address,
+                self._max_message,
+                self._certificate,
+                self._observer,
+                max_connections=self._max_connections,
             )
         except RuntimeError as error:
             raise ConfigError(f"port {port} on {host} is taken; set HOMEOSTAT_GRPC_PORT to another one") from error

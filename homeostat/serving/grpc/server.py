@@ -24,18 +24,30 @@ from homeostat.serving.dataplane import DataPlane, InferenceFailed
 from homeostat.serving.exchange import Exchange
 from homeostat.serving.exchange import current as current_exchange
 from homeostat.serving.grpc import inference, tensorflow
+from homeostat.serving.grpc.calls import Calls
 from homeostat.serving.observer import Observer
 from homeostat.serving.protos import message, service
+from homeostat.serving.rest.connections import GRPC_CONNECTIONS
 
 log = logging.getLogger(__name__)
 
-MAX_CALLS = 1024
-"""Calls at once; more are answered RESOURCE_EXHAUSTED."""
+MAX_STREAMS = 128
+"""Calls at once on one connection; the client's library holds more back."""
+MAX_METADATA = 32 * 1024
+"""Bytes of a call's metadata, as of an HTTP head."""
+IDLE_SECONDS = 300
+"""A connection without calls is closed after so long; clients connect anew when they need it."""
+HANDSHAKE_SECONDS = 10
+PING_SECONDS = 10
+"""A client that pings more often than so, three times, is cut off."""
+SILENT_SECONDS, DEAD_SECONDS = 60, 20
+"""A client that says nothing is pinged, and cut off when it does not answer."""
 CODES = {
     400: grpc.StatusCode.INVALID_ARGUMENT,
     401: grpc.StatusCode.UNAUTHENTICATED,
     403: grpc.StatusCode.PERMISSION_DENIED,
     404: grpc.StatusCode.NOT_FOUND,
+    408: grpc.StatusCode.DEADLINE_EXCEEDED,
     409: grpc.StatusCode.FAILED_PRECONDITION,
     413: grpc.StatusCode.RESOURCE_EXHAUSTED,
     422: grpc.StatusCode.INVALID_ARGUMENT,
@@ -46,8 +58,22 @@ CODES = {
 }
 """HTTP status of an error -> gRPC status code."""
 
+LIMITS = [
+    ("grpc.max_concurrent_streams", MAX_STREAMS),
+    ("grpc.max_metadata_size", MAX_METADATA),
+    ("grpc.absolute_max_metadata_size", MAX_METADATA),
+    ("grpc.server_handshake_timeout_ms", HANDSHAKE_SECONDS * 1000),
+    ("grpc.max_connection_idle_ms", IDLE_SECONDS * 1000),
+    ("grpc.keepalive_time_ms", SILENT_SECONDS * 1000),
+    ("grpc.keepalive_timeout_ms", DEAD_SECONDS * 1000),
+    ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.http2.min_ping_interval_without_data_ms", PING_SECONDS * 1000),
+    ("grpc.http2.max_ping_strikes", 2),
+]
+"""As gRPC's library takes them."""
+
 Method = Callable[[Any, Any], Awaitable[Any]]
-Answer = Callable[[bytes, Any], Awaitable[bytes]]
+Answer = Callable[[Any, Any], Awaitable[bytes]]
 
 
 def _address(peer: str) -> str:
@@ -66,7 +92,7 @@ async def _abort(context: Any, status: int, text: str) -> None:
 def _observed(answer: Answer, path: str, observer: Observer) -> Answer:
     """Return the handler of one method that tells the observer of each call."""
 
-    async def observed(data: bytes, context: Any) -> bytes:
+    async def observed(messages: Any, context: Any) -> bytes:
         metadata = dict(context.invocation_metadata())
         exchange = Exchange(
             transport="grpc",
@@ -81,7 +107,7 @@ def _observed(answer: Answer, path: str, observer: Observer) -> Answer:
         if exchange.traceresponse:
             context.set_trailing_metadata((("traceresponse", exchange.traceresponse),))
         try:
-            answered = await answer(data, context)
+            answered = await answer(messages, context)
             exchange.status = 200
             return answered
         except Exception:
@@ -93,20 +119,24 @@ def _observed(answer: Answer, path: str, observer: Observer) -> Answer:
     return observed
 
 
-def _answer(plane: DataPlane, access: Access, path: str, kind: Any, method: Method, *, counts: bool) -> Answer:
+def _answer(
+    plane: DataPlane, access: Access, calls: Calls, path: str, kind: Any, method: Method, *, counts: bool
+) -> Answer:
     """Return the handler of one method: bytes in, bytes out, errors as status codes.
 
     path: `/package.Service/Method`. counts: whether the method counts its own refusals, by version.
+    Whether the client may ask is known from the head of its call, before it sends anything else.
     """
 
-    async def answer(data: bytes, context: Any) -> bytes:
+    async def answer(messages: Any, context: Any) -> bytes:
+        del messages  # what is awaited is in the context
         plane.metrics.calls += 1
         try:
-            return await admitted(data, context)
+            return await admitted(context)
         finally:
             plane.metrics.calls -= 1
 
-    async def admitted(data: bytes, context: Any) -> bytes:
+    async def admitted(context: Any) -> bytes:
         if not access.idle():
             try:
                 client = access.admit_call(path, dict(context.invocation_metadata()), _address(context.peer()))
@@ -118,10 +148,15 @@ def _answer(plane: DataPlane, access: Access, path: str, kind: Any, method: Meth
             if exchange is not None and client is not None:
                 exchange.client = client.id
         try:
+            data = await calls.receive(context)
             request = kind.FromString(data)
         except DecodeError:
             plane.metrics.refuse(400)
             await _abort(context, 400, f"the bytes are no {kind.DESCRIPTOR.full_name}")
+        except RequestInvalid as error:
+            plane.metrics.refuse(error.status)
+            await _abort(context, error.status, str(error))
+        calls.answered += 1
         try:
             encoded: bytes = (await method(request, context)).SerializeToString()
             return encoded
@@ -138,6 +173,8 @@ def _answer(plane: DataPlane, access: Access, path: str, kind: Any, method: Meth
             log.exception("%s failed", kind.DESCRIPTOR.full_name)
             text = f"{type(error.__cause__ or error).__name__} while answering; the server's log says where"
             await _abort(context, 500, text)
+        finally:
+            calls.answered -= 1
         raise AssertionError("abort raises")
 
     return answer
@@ -146,6 +183,7 @@ def _answer(plane: DataPlane, access: Access, path: str, kind: Any, method: Meth
 def _handler(
     plane: DataPlane,
     access: Access,
+    calls: Calls,
     name: str,
     methods: Mapping[str, Method],
     counting: frozenset[str],
@@ -155,10 +193,11 @@ def _handler(
     for method in service(name).methods:
         kind = message(method.input_type.full_name)
         path, counts = f"/{name}/{method.name}", method.name in counting
-        answer = _answer(plane, access, path, kind, methods[method.name], counts=counts)
+        answer = _answer(plane, access, calls, path, kind, methods[method.name], counts=counts)
         if observer is not None:
             answer = _observed(answer, path, observer)
-        handlers[method.name] = grpc.unary_unary_rpc_method_handler(answer)
+        # a stream of one message, the same on the wire: a unary handler waits for it outside of our code
+        handlers[method.name] = grpc.stream_unary_rpc_method_handler(answer)
     return grpc.method_handlers_generic_handler(name, handlers)
 
 
@@ -169,6 +208,8 @@ async def start(
     max_message: int,
     certificate: Certificate | None = None,
     observer: Observer | None = None,
+    *,
+    max_connections: int = GRPC_CONNECTIONS,
 ) -> Any:
     """Start a server of both protocols, and return it; raises RuntimeError when it cannot bind.
 
@@ -176,21 +217,25 @@ async def start(
     certificate: calls come over TLS with it. observer: is told of each call.
     """
     server = grpc.aio.server(
-        maximum_concurrent_rpcs=MAX_CALLS,
         options=[
             ("grpc.max_receive_message_length", max_message),
             ("grpc.max_send_message_length", -1),
             ("grpc.so_reuseport", 1),  # the other workers; a second server has found the port taken before
+            ("grpc.max_allowed_incoming_connections", max_connections),
+            *LIMITS,
         ],
     )
+    calls = Calls()
     infer = inference.InferenceService(plane)
     prediction = tensorflow.PredictionService(plane)
     models = tensorflow.ModelService(plane)
     server.add_generic_rpc_handlers(
         (
-            _handler(plane, access, inference.SERVICE, infer.methods, inference.INFERENCES, observer),
-            _handler(plane, access, tensorflow.PREDICTION_SERVICE, prediction.methods, tensorflow.INFERENCES, observer),
-            _handler(plane, access, tensorflow.MODEL_SERVICE, models.methods, frozenset(), observer),
+            _handler(plane, access, calls, inference.SERVICE, infer.methods, inference.INFERENCES, observer),
+            _handler(
+                plane, access, calls, tensorflow.PREDICTION_SERVICE, prediction.methods, tensorflow.INFERENCES, observer
+            ),
+            _handler(plane, access, calls, tensorflow.MODEL_SERVICE, models.methods, frozenset(), observer),
         )
     )
     if certificate is None:

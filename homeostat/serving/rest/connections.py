@@ -17,20 +17,23 @@ MAX_HELD = 256 * 1024 * 1024
 MAX_WAITING = 512
 """Requests that have come whole and have no answer yet."""
 RESERVED_FILES = 256
-"""File descriptors that are not for HTTP connections: databases, pipes, bundles, gRPC."""
+"""File descriptors that are for no connections: databases, pipes, bundles."""
+GRPC_CONNECTIONS = 512
+"""Connections of gRPC at once, at most half as many as of HTTP; more are closed as they come."""
 
 
-def allow_connections(wanted: int) -> int:
-    """Raise the soft limit of open files as far as it may go, and return how many connections fit under it."""
+def allow_connections(wanted: int, *, grpc: bool = False) -> tuple[int, int]:
+    """Raise the soft limit of open files as far as it may go; return how many connections of HTTP and gRPC fit."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    needed = wanted + RESERVED_FILES
+    reserved = RESERVED_FILES + (min(GRPC_CONNECTIONS, wanted // 2) if grpc else 0)
+    needed = wanted + reserved
     if soft < needed and (hard == resource.RLIM_INFINITY or hard > soft):
         soft = needed if hard == resource.RLIM_INFINITY else min(needed, hard)
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-    allowed = min(wanted, soft - min(RESERVED_FILES, soft // 2))
+    allowed = min(wanted, soft - min(reserved, soft // 2))
     if allowed < wanted:
         log.warning("%d connections at most, for only %d files may be open (LimitNOFILE, ulimit -n)", allowed, soft)
-    return allowed
+    return allowed, min(GRPC_CONNECTIONS, allowed // 2) if grpc else 0
 
 
 class Connections:

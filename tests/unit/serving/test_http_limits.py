@@ -238,7 +238,10 @@ def test_files_are_kept_for_what_is_no_connection(monkeypatch):
     given = []
     monkeypatch.setattr(resource, "getrlimit", lambda _: (1024, 2048))
     monkeypatch.setattr(resource, "setrlimit", lambda _, value: given.append(value))
-    assert allow_connections(500) == 500
+    assert allow_connections(500) == (500, 0)
     assert given == []
-    assert allow_connections(4096) == 2048 - 256
-    assert given == [(2048, 2048)]
+    assert allow_connections(4096) == (2048 - 256, 0)
+    assert allow_connections(4096, grpc=True) == (2048 - 256 - 512, 512)
+    assert given == [(2048, 2048)] * 2
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (300, 300))
+    assert allow_connections(4096, grpc=True) == (150, 75)
