@@ -76,7 +76,8 @@ class Board:
         }
         own = self._metrics().decode()
         text = render(merge([self._before, own])).decode() if self._before else own
-        notice = {"pid": os.getpid(), "time": time.time(), "models": models, "metrics": text}
+        # a clock that all processes share, and that nobody sets
+        notice = {"pid": os.getpid(), "monotonic": time.monotonic(), "models": models, "metrics": text}
         with self._lock:
             try:
                 self._folder.mkdir(parents=True, exist_ok=True)
@@ -105,9 +106,9 @@ class Board:
             self.publish()
 
     def _others(self) -> Iterator[dict[str, Any]]:
-        now = time.time()
+        now = time.monotonic()
         for path in self._folder.glob("*.notice"):
-            if path != self._path and (notice := self._read(path)) and abs(now - notice["time"]) < FRESH_SECONDS:
+            if path != self._path and (notice := self._read(path)) and abs(now - notice["monotonic"]) < FRESH_SECONDS:
                 yield notice
 
     def _read(self, path: Path) -> dict[str, Any] | None:

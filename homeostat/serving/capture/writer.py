@@ -40,6 +40,8 @@ ROLL_BYTES = 256 * 1024 * 1024
 """Growth of the file after which it is rolled before its time."""
 JOURNAL_BYTES = 64 * 1024 * 1024
 """What stays of the journal after a large transaction."""
+JUMP_SECONDS = 12 * 3600
+"""A clock that has jumped further says nothing of how old a request is."""
 UNWRITABLE = 74
 """Exit code (EX_IOERR) when the file cannot be written at present: no frame is at fault."""
 PASSING = {
@@ -249,12 +251,20 @@ def live_bytes(database: sqlite3.Connection) -> int:
     return int((pages - free) * size)
 
 
+def clock_offset() -> float:
+    """Return how far the clock is ahead of one that nobody sets, and that goes on while the machine sleeps."""
+    return time.time() - time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
+
+
 class Roller:
     """Starts a process that rolls, each hour and when the file has grown; one at a time."""
 
-    def __init__(self, database: sqlite3.Connection, arguments: list[str], roll_seconds: float) -> None:
-        """Roll first after a tenth of roll_seconds. arguments: of the process."""
-        self._database, self._arguments, self._seconds = database, arguments, roll_seconds
+    def __init__(
+        self, database: sqlite3.Connection, path: str, max_days: str, max_bytes: str, roll_seconds: float
+    ) -> None:
+        """Roll first after a tenth of roll_seconds; the other arguments are those of the process."""
+        self._database, self._path, self._max_days, self._max_bytes = database, path, max_days, max_bytes
+        self._seconds, self._offset = roll_seconds, clock_offset()
         self._due = time.monotonic() + roll_seconds / 10
         self._base = 0
         self._process: subprocess.Popen[bytes] | None = None
@@ -272,9 +282,21 @@ class Roller:
                 self._process, self._base = None, live_bytes(self._database)
                 self._due = now + self._seconds
         elif now >= self._due or live_bytes(self._database) > self._base + ROLL_BYTES:
-            command = [sys.executable, "-m", "homeostat.serving.capture.rolling", *self._arguments]
+            command = [sys.executable, "-m", "homeostat.serving.capture.rolling", *self.arguments()]
             # stdout is where commits are acknowledged
             self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+
+    def arguments(self) -> list[str]:
+        """Return what the process is told: to delete nothing by age when the clock has jumped since the start."""
+        jump, days = clock_offset() - self._offset, self._max_days
+        if abs(jump) > JUMP_SECONDS:
+            log.error(
+                "the clock has jumped by %+.1f days: captured requests are not deleted by age; restart the server "
+                "when the time is right",
+                jump / 86400,
+            )
+            days = "0"
+        return [self._path, days, self._max_bytes]
 
     def close(self) -> None:
         """End the process: it can be ended at any moment."""
@@ -290,7 +312,7 @@ def main(path: str, max_days: str, max_bytes: str, roll_seconds: str) -> int:
     log_to_stderr()
     os.nice(5)  # answering comes first
     try:
-        _write(path, [path, max_days, max_bytes], float(roll_seconds))
+        _write(path, max_days, max_bytes, float(roll_seconds))
     except sqlite3.Error as error:
         if getattr(error, "sqlite_errorcode", 0) & 0xFF in PASSING:
             log.error("%s cannot be written now: %s (%s)", path, error, error.sqlite_errorname)
@@ -303,9 +325,9 @@ def main(path: str, max_days: str, max_bytes: str, roll_seconds: str) -> int:
     return 0
 
 
-def _write(path: str, rolling: list[str], roll_seconds: float) -> None:
+def _write(path: str, max_days: str, max_bytes: str, roll_seconds: float) -> None:
     database = connect(path)
-    roller = Roller(database, rolling, roll_seconds)
+    roller = Roller(database, path, max_days, max_bytes, roll_seconds)
     stdin = select.poll()
     stdin.register(0, select.POLLIN)
     buffer, done, duplicates, sealer = bytearray(), 0, 0, None

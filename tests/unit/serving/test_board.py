@@ -85,7 +85,7 @@ def test_a_worker_goes_on_from_its_forerunners_counts(tmp_path):
 
 def notice(folder, index, **models):
     path = folder / f"worker-{index}.notice"
-    path.write_text(json.dumps({"pid": 1, "time": time.time(), "models": models, "metrics": ""}))
+    path.write_text(json.dumps({"pid": 1, "monotonic": time.monotonic(), "models": models, "metrics": ""}))
     return path
 
 
@@ -98,11 +98,19 @@ def test_a_version_is_missing_where_a_worker_that_lives_does_not_have_it(tmp_pat
     assert one.missing("toy", "a", live=False) == 1
     assert one.missing("toy", "b", live=False) == 0
     assert one.missing("other", "a", live=False) == 2
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"time": time.time() - FRESH_SECONDS - 1}))
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"monotonic": time.monotonic() - FRESH_SECONDS - 1}))
     assert one.missing("toy", "a", live=False) == 0
     path.write_text("{")
     assert one.missing("toy", "a", live=False) == 0
     assert "worker-2.notice cannot be read" in caplog.text
+
+
+@pytest.mark.parametrize("seconds", [-1000, 1000])
+def test_no_worker_is_hidden_by_a_clock_that_jumps(tmp_path, monkeypatch, seconds):
+    board(tmp_path, 1).publish()
+    now = time.time
+    monkeypatch.setattr(time, "time", lambda: now() + seconds)
+    assert board(tmp_path, 0).missing("toy", "a", live=True) == 1
 
 
 def test_a_folder_that_cannot_be_written_is_logged(tmp_path, caplog):

@@ -294,6 +294,17 @@ def test_a_file_that_cannot_be_written_for_a_while_loses_nothing(tmp_path):
     assert counts(recorder) == (2, 2, 0, 0)
 
 
+@pytest.mark.parametrize(("days", "told"), [(-400, "0"), (-0.4, "90"), (0, "90"), (0.4, "90"), (400, "0")])
+def test_a_clock_that_has_jumped_deletes_nothing(tmp_path, monkeypatch, caplog, days, told):
+    database = connect(str(tmp_path / "t.db"))
+    roller = writer.Roller(database, "t.db", "90", "0", 3600)
+    now = time.time
+    monkeypatch.setattr(writer.time, "time", lambda: now() + days * 86400)
+    assert roller.arguments() == ["t.db", told, "0"]
+    assert ("the clock has jumped" in caplog.text) == (told == "0")
+    database.close()
+
+
 def test_the_writer_ignores_signals_and_ends_with_its_input(recorder):
     recorder.put(request("a"))
     wait_until(lambda: recorder.written == 1)
