@@ -19,6 +19,7 @@ from typing import Any
 
 import pytest
 
+from benchmarks.rollout_models import bundle, classifier, make_champion
 from tests.e2e.test_server import BODY, Server
 
 pytestmark = pytest.mark.e2e
@@ -189,6 +190,47 @@ def test_overload_is_refused_with_a_time_to_come_back(served):
     for head in heads:
         assert head.startswith(b"HTTP/1.1 200") or (head.startswith(b"HTTP/1.1 503") and b"retry-after: " in head), head
     assert sum(head.startswith(b"HTTP/1.1 200") for head in heads) > 100
+
+
+async def crowd(port: int, connections: int, rate: float, seconds: float) -> list[tuple[int, float]]:
+    """Send so many requests a second (0: as fast as they are answered) to `bench`; return status and seconds of each.
+
+    A request waits where all connections are taken; each 503 says when to try again.
+    """
+    tensor = {"name": "x", "shape": [1, 4], "datatype": "FP32", "data": [0.5, 0.5, 0.5, 0.5]}
+    body = json.dumps({"inputs": [tensor]}).encode()
+    request = b"POST /v2/models/bench/infer HTTP/1.1\r\nhost: x\r\ncontent-length: %d\r\n\r\n" % len(body) + body
+    start, sent, found = time.monotonic(), iter(range(10**6)), []
+
+    async def one() -> None:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        while time.monotonic() - start < seconds:
+            if rate:
+                await asyncio.sleep(start + next(sent) / rate - time.monotonic())
+            begun = time.monotonic()
+            writer.write(request)
+            head = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 30)
+            await reader.readexactly(int(head.lower().partition(b"content-length: ")[2].partition(b"\r")[0]))
+            assert head.startswith(b"HTTP/1.1 200") or b"retry-after: " in head, head
+            found.append((int(head[9:12]), time.monotonic() - begun))
+        writer.close()
+
+    await asyncio.gather(*(one() for _ in range(connections)))
+    return found
+
+
+def test_three_times_overload_for_seconds_costs_no_goodput(served):
+    """A model that takes milliseconds, asked three times as often as it can answer."""
+    make_champion(served.control, bundle(served.home, 1, classifier("time", products=14), "classification"))
+    served.wait(lambda: served.get("/v2/models/bench/ready")[0] == 200)
+    calm = asyncio.run(crowd(served.port, connections=8, rate=0, seconds=2))
+    assert {status for status, _ in calm} == {200}
+    capacity = len(calm) / 2
+    found = asyncio.run(crowd(served.port, connections=1000, rate=3 * capacity, seconds=4))
+    answered = [seconds for status, seconds in found if status == 200]
+    assert {status for status, _ in found} == {200, 503}
+    assert len(answered) / 4 > capacity / 2
+    assert max(answered) < 10
 
 
 def test_a_stop_under_load_answers_what_it_has_taken(tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.client
+import itertools
 import json
 import os
 import re
@@ -168,6 +169,63 @@ def test_each_process_may_be_killed(served):
     while any(Path(f"/proc/{pid}").exists() for pid in workers):
         assert time.monotonic() < deadline, "a worker outlives its supervisor"
         time.sleep(0.02)
+
+
+def drains(process: int) -> bool:
+    """Whether SIGTERM would be handled by a process, and not just end it."""
+    caught = re.search(r"^SigCgt:\s*(\w+)$", Path(f"/proc/{process}/status").read_text(), re.M)
+    return caught is not None and bool(int(caught[1], 16) >> (signal.SIGTERM - 1) & 1)
+
+
+def test_sigterm_of_each_process_under_load_costs_no_answer_and_no_record(served):
+    stop, answered, broken = threading.Event(), [], []
+
+    def client(name: str) -> None:
+        connection = http.client.HTTPConnection("127.0.0.1", served.port, timeout=10)
+        for number in itertools.count():
+            if stop.is_set():
+                break
+            request = json.dumps({"id": f"{name}-{number}"} | json.loads(body(40, 0)))
+            try:
+                connection.request("POST", "/v2/models/toy/infer", request)
+                answer = connection.getresponse()
+                text = answer.read()  # http.client connects anew after an answer that closes
+            except (http.client.RemoteDisconnected, ConnectionError):
+                connection.close()  # it had been closed before this request came
+                continue
+            except (http.client.HTTPException, OSError) as error:
+                broken.append(repr(error))
+                break
+            (answered if answer.status == 200 else broken).append(f"{name}-{number}" if answer.status == 200 else text)
+        connection.close()
+
+    threads = [threading.Thread(target=client, args=(name,)) for name in "abcd"]
+    for thread in threads:
+        thread.start()
+    try:
+        for _ in range(2):
+            for worker in served.workers():
+                os.kill(worker, signal.SIGTERM)
+                served.wait(lambda worker=worker: worker not in served.workers())
+                served.wait(lambda: all_ready(served) and all(map(drains, served.workers())))
+            writers = served.wait(lambda: len(found := served.writers()) == 2 and found)
+            for writer in writers:
+                os.kill(writer, signal.SIGTERM)  # the end of its input is what ends it
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join()
+    assert sorted(served.writers()) == sorted(writers)
+    served.process.terminate()
+    assert served.process.wait(20) == 0
+    assert broken == []
+    assert len(answered) > 100
+    captured = [row[0] for row in served.captured()]
+    assert len(captured) == len(set(captured))
+    assert set(answered) <= set(captured)
+    stopped = [line for line in served.log.read_text().splitlines() if "stopped;" in line]
+    assert len(stopped) == 2 + 4
+    assert all("0 duplicates + 0 dropped" in line for line in stopped)
 
 
 def test_a_worker_that_hangs_is_replaced(served):

@@ -201,6 +201,32 @@ def test_connections_are_bounded_and_come_free_again(zoo, tmp_path):
             time.sleep(0.05)
 
 
+def test_clients_that_leave_in_the_middle_of_a_call_take_nothing_with_it(zoo, tmp_path):
+    body = b"\0" + struct.pack(">I", len(INFER)) + INFER
+    with serving(zoo, tmp_path) as port:
+        for sent in (head(1), head(1) + frame(DATA, 0, 1, body[:20]), head(1) + frame(DATA, END_STREAM, 1, body)):
+            for _ in range(50):
+                with Wire(port) as wire:
+                    wire.greet()
+                    wire.socket.sendall(sent)
+        assert ask(port) < 5
+        deadline = time.monotonic() + 10
+        while zoo.metrics.calls:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+
+
+@pytest.mark.parametrize("name", ["../../etc/passwd", "toy/../toy", "a\0b", "", "TOY", "x" * 65536, "\N{SNOWMAN}"])
+def test_names_that_no_model_has(zoo, tmp_path, name):
+    with serving(zoo, tmp_path) as port:
+        client = GrpcClient(port)
+        with pytest.raises(grpc.RpcError) as caught:
+            client.call(INFERENCE, "ModelInfer", model_name=name, inputs=[TENSOR])
+        assert caught.value.code() in (grpc.StatusCode.NOT_FOUND, grpc.StatusCode.INVALID_ARGUMENT)
+        assert len(caught.value.details()) < 1000
+        client.close()
+
+
 def test_metadata_is_bounded(zoo, tmp_path):
     with serving(zoo, tmp_path) as port:
         client = GrpcClient(port)
