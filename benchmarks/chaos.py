@@ -22,9 +22,12 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.chaos_faults import FAULTS, LOSES, MAX_CONNECTIONS, Scene
+from benchmarks.chaos_clients import MAX_CONNECTIONS
+from benchmarks.chaos_faults import FAULTS, LOSES
+from benchmarks.chaos_scene import Scene
 from benchmarks.rollout_models import MODEL, WIDTH, bundle, dividing, make_champion
 from benchmarks.rollout_server import Serving, cores, home_in, serving, wait
+from benchmarks.serving_rivals import free_port
 from benchmarks.steady_load import Plan, Records, SteadyLoad, milliseconds, rows_as_bodies
 from benchmarks.swaps import Swap
 from homeostat.monitoring.snapshot import Wanted, open_snapshot
@@ -34,7 +37,8 @@ NAME = "chaos"
 WHOLE_SECONDS = 60.0
 """What takes longer to be whole again counts as never."""
 RISK_SECONDS = 2.0
-"""An answer that was given so long before a fault is none of its losses."""
+"""An answer that was given so long before or after a fault is none of its losses."""
+NOTHING = "no fault at all"
 CALM_SECONDS = 2.0
 """Before the first fault."""
 PAIRS = 0.25
@@ -71,7 +75,10 @@ def do_faults(scene: Scene, seed: int, seconds: float, every: float) -> list[Don
         chosen = (next(kinds), next(kinds)) if scene.random.random() < PAIRS else (next(kinds),)
         begun = time.monotonic()
         for kind in chosen:
-            FAULTS[kind](scene)
+            try:
+                FAULTS[kind](scene)
+            except TimeoutError as error:
+                scene.unexpected.append(f"{kind}: {error}")
         over = time.monotonic()
         try:
             whole = wait(lambda: scene.is_whole(WORKERS), "whole", WHOLE_SECONDS)
@@ -109,11 +116,11 @@ def count_captured(records: Records, captured: Counter[str], done: list[Done]) -
     good = records[records["status"] == 200]
     lost = [one for one in good if f"{NAME}-{one['place']}" not in captured]
     ours = [key for key in captured if key.startswith(f"{NAME}-")]
-    begun = np.array([one.begun for one in done])
     by_kind: Counter[str] = Counter()
     for one in lost:
-        place = int(np.searchsorted(begun, one["received"] + RISK_SECONDS)) - 1
-        by_kind["; ".join(done[place].kinds) if place >= 0 else "none"] += 1
+        near = [two for two in done if two.begun - RISK_SECONDS < one["received"] < two.over + RISK_SECONDS]
+        near.sort(key=lambda two: LOSES.isdisjoint(two.kinds))
+        by_kind["; ".join(near[0].kinds) if near else NOTHING] += 1
     return {
         "answered": len(good),
         "captured": len(ours),
@@ -176,6 +183,7 @@ def measure(
     with home_in(folder) as home:
         settings = {
             "HOMEOSTAT_WORKERS": str(WORKERS),
+            "HOMEOSTAT_GRPC_PORT": str(free_port()),
             "HOMEOSTAT_MAX_CONNECTIONS": str(MAX_CONNECTIONS),
             "HOMEOSTAT_CONTROL_URL": f"sqlite:///{home}/control/control.db",
         }

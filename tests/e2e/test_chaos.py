@@ -70,6 +70,7 @@ def test_the_ledger_is_held_against_answers_and_captured():
     assert (found["answered"], found["captured"], found["lost"], found["double"]) == (9, 8, 2, 1)
     assert found["lost_by_fault"] == {"promotion or rollback": 1, "kill -9 of a worker": 1}
     assert found["lost_elsewhere"] == 1
+    assert chaos.count_captured(records, captured, done[1:])["lost_by_fault"][chaos.NOTHING] == 1
     assert found["unanswered"] == 1
     scene = chaos.Scene(chaos.Serving(chaos.Path()), chaos.random.Random(0), swaps)
     summary = chaos.summary(records, scene, done, captured)

@@ -319,6 +319,9 @@ def main(path: str, max_days: str, max_bytes: str, roll_seconds: str) -> int:
             return UNWRITABLE
         log.exception("%s cannot be written", path)
         return 1
+    except OSError as error:
+        log.error("capture: %s", error)
+        return UNWRITABLE
     except ValueError as error:
         log.error("capture: %s", error)
         return 1
