@@ -177,32 +177,62 @@ def drains(process: int) -> bool:
     return caught is not None and bool(int(caught[1], 16) >> (signal.SIGTERM - 1) & 1)
 
 
-def test_sigterm_of_each_process_under_load_costs_no_answer_and_no_record(served):
-    stop, answered, broken = threading.Event(), [], []
+class Load:
+    """Clients that ask until told to stop; what was answered, and what no client should see."""
 
-    def client(name: str) -> None:
-        connection = http.client.HTTPConnection("127.0.0.1", served.port, timeout=10)
+    def __init__(self, server: Server) -> None:
+        self._server, self._stop = server, threading.Event()
+        self.answered: list[str] = []
+        self.broken: list[str] = []
+        self._threads = [threading.Thread(target=self._ask, args=(name,)) for name in "abcd"]
+
+    def __enter__(self) -> Load:
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._stop.set()
+        for thread in self._threads:
+            thread.join()
+
+    def _ask(self, name: str) -> None:
+        connection = http.client.HTTPConnection("127.0.0.1", self._server.port, timeout=10)
         for number in itertools.count():
-            if stop.is_set():
+            if self._stop.is_set():
                 break
             request = json.dumps({"id": f"{name}-{number}"} | json.loads(body(40, 0)))
             try:
                 connection.request("POST", "/v2/models/toy/infer", request)
                 answer = connection.getresponse()
-                text = answer.read()  # http.client connects anew after an answer that closes
+                text = answer.read().decode()  # http.client connects anew after an answer that closes
             except (http.client.RemoteDisconnected, ConnectionError):
                 connection.close()  # it had been closed before this request came
+                time.sleep(0.01)
                 continue
             except (http.client.HTTPException, OSError) as error:
-                broken.append(repr(error))
+                self.broken.append(repr(error))
                 break
-            (answered if answer.status == 200 else broken).append(f"{name}-{number}" if answer.status == 200 else text)
+            if answer.status == 200:
+                self.answered.append(f"{name}-{number}")
+            else:
+                self.broken.append(text)
         connection.close()
 
-    threads = [threading.Thread(target=client, args=(name,)) for name in "abcd"]
-    for thread in threads:
-        thread.start()
-    try:
+    def check(self, stopped: int) -> None:
+        """Hold what was captured against what was answered, once so many workers have stopped."""
+        assert self.broken == []
+        assert len(self.answered) > 100
+        captured = [row[0] for row in self._server.captured()]
+        assert len(captured) == len(set(captured))
+        assert set(self.answered) <= set(captured)
+        lines = [line for line in self._server.log.read_text().splitlines() if "stopped;" in line]
+        assert len(lines) == stopped
+        assert all("0 duplicates + 0 dropped" in line for line in lines)
+
+
+def test_sigterm_of_each_process_under_load_costs_no_answer_and_no_record(served):
+    with Load(served) as load:
         for _ in range(2):
             for worker in served.workers():
                 os.kill(worker, signal.SIGTERM)
@@ -211,21 +241,23 @@ def test_sigterm_of_each_process_under_load_costs_no_answer_and_no_record(served
             writers = served.wait(lambda: len(found := served.writers()) == 2 and found)
             for writer in writers:
                 os.kill(writer, signal.SIGTERM)  # the end of its input is what ends it
-    finally:
-        stop.set()
-        for thread in threads:
-            thread.join()
     assert sorted(served.writers()) == sorted(writers)
     served.process.terminate()
     assert served.process.wait(20) == 0
-    assert broken == []
-    assert len(answered) > 100
-    captured = [row[0] for row in served.captured()]
-    assert len(captured) == len(set(captured))
-    assert set(answered) <= set(captured)
-    stopped = [line for line in served.log.read_text().splitlines() if "stopped;" in line]
-    assert len(stopped) == 2 + 4
-    assert all("0 duplicates + 0 dropped" in line for line in stopped)
+    load.check(stopped=2 + 4)
+
+
+def test_kill_9_of_the_supervisor_under_load_costs_no_answer_and_no_record(served):
+    with Load(served) as load:
+        served.wait(lambda: len(load.answered) > 200)
+        gone = [*served.workers(), *served.writers()]
+        served.process.kill()
+        served.process.wait()
+        deadline = time.monotonic() + 15
+        while any(Path(f"/proc/{pid}").exists() for pid in gone):
+            assert time.monotonic() < deadline, "a worker outlives its supervisor"
+            time.sleep(0.02)
+    load.check(stopped=2)
 
 
 def test_a_worker_that_hangs_is_replaced(served):
