@@ -103,9 +103,9 @@ class _Client:
                 async with asyncio.timeout(TIMEOUT_SECONDS):
                     status, version, value, received = await self._answer(row, body)
                 return row, due, received, status, version, value, place, tries
-            except (OSError, EOFError, TimeoutError):
+            except (OSError, EOFError) as error:
                 self._drop()
-                if tries > self._plan.retry:
+                if tries > self._plan.retry or isinstance(error, TimeoutError):
                     return row, due, time.monotonic(), LOST, 0, 0.0, place, tries
 
     async def _answer(self, row: int, body: bytes) -> tuple[int, int, float, float]:
