@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import re
 import sqlite3
+import time
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -48,10 +49,20 @@ def _parse(url: str) -> URL:
         ) from error
 
 
-def _on_sqlite_connect(connection: sqlite3.Connection, _record: Any) -> None:
+def _on_sqlite_connect(timeout_seconds: float, connection: sqlite3.Connection, _record: Any) -> None:
     connection.isolation_level = None  # transactions begin where we say so
-    if connection.execute("PRAGMA journal_mode").fetchone()[0] != "wal":
-        connection.execute("PRAGMA journal_mode = WAL")
+    end = time.monotonic() + timeout_seconds
+    while True:
+        try:
+            if connection.execute("PRAGMA journal_mode").fetchone()[0] != "wal":
+                connection.execute("PRAGMA journal_mode = WAL")
+            break
+        except (
+            sqlite3.OperationalError
+        ) as error:  # of two that change it at once SQLite lets one wait, and not the other
+            if error.sqlite_errorname != "SQLITE_BUSY" or time.monotonic() > end:
+                raise
+            time.sleep(0.01)
     connection.execute("PRAGMA synchronous = FULL")  # a decision survives a power cut
 
 
@@ -100,7 +111,7 @@ class Database:
                 f"{self.where} needs {error.name}: pip install 'homeostat[postgres]' and postgresql+psycopg://"
             ) from error
         if sqlite:
-            event.listen(engine, "connect", _on_sqlite_connect)
+            event.listen(engine, "connect", partial(_on_sqlite_connect, timeout_seconds))
             event.listen(engine, "begin", _on_sqlite_begin)
         else:
             event.listen(engine, "begin", partial(_on_postgresql_begin, round(timeout_seconds * 1000)))
