@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from benchmarks.serving_rivals import free_port
+from benchmarks.serving_server import free_port
 from homeostat.control.store import ControlStore
 
 START_SECONDS, STOP_SECONDS, POLL_SECONDS = 60, 25, 0.02

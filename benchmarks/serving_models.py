@@ -1,33 +1,41 @@
-"""The graphs and requests of the serving benchmark: W1 (784-64-64-10 classifier) and W4 (30 features)."""
+"""The graphs of the serving benchmark: W1 and W2 (784-64-64-10, one row and 32), W3 (a CNN) and W4 (30 features)."""
 
 from __future__ import annotations
 
 import io
-import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from onnx import TensorProto, helper, numpy_helper
 
 from homeostat.bundle import build, load_key
-from homeostat.config import ProjectConfig
+from homeostat.config import ProjectConfig, ServeConfig
 from homeostat.contract import ColumnSpec, Contract, TensorSpec
 from homeostat.records import BundleRef, Lineage
+
+SIDE = 28
+"""Pixels of an image."""
 
 
 @dataclass(frozen=True)
 class Workload:
-    """One graph and the request that is sent over and over, at batch 1."""
+    """One graph and the request that is sent over and over."""
 
     name: str
     layers: tuple[int, ...]
     title: str
+    batch: int = 1
+    """Rows of the request."""
+    channels: tuple[int, ...] = ()
+    """Of convolutions in front of the dense layers, each of which halves the image that a row then is."""
 
     def onnx(self) -> bytes:
-        """Dense layers with ReLU, a softmax at the end, random weights: x [n, first] -> output [n, last]."""
+        """Dense layers with ReLU, a softmax at the end, random weights: x [n, width] -> output [n, last]."""
         rng = np.random.default_rng(1)
-        nodes, weights, at = [], [], "x"
+        nodes, weights, at = _convolutions(self.channels, rng) if self.channels else ([], [], "x")
         for place, (before, after) in enumerate(zip(self.layers, self.layers[1:], strict=False)):
             last = place == len(self.layers) - 2
             weights += [
@@ -41,7 +49,7 @@ class Workload:
         graph = helper.make_graph(
             nodes,
             self.name,
-            [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", self.layers[0]])],
+            [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", self.width])],
             [helper.make_tensor_value_info("output", TensorProto.FLOAT, ["n", self.layers[-1]])],
             weights,
         )
@@ -49,33 +57,19 @@ class Workload:
         model.ir_version = 9
         return model.SerializeToString()
 
-    def rows(self, count: int = 1) -> np.ndarray:
-        """Values in [0, 1) with four decimals."""
-        return np.random.default_rng(2).random((count, self.layers[0])).round(4).astype(np.float32)
+    @property
+    def width(self) -> int:
+        """Values of a row."""
+        return SIDE * SIDE if self.channels else self.layers[0]
 
-    def values(self) -> list[float]:
-        return [round(float(value), 4) for value in self.rows()[0]]
+    def rows(self, count: int | None = None) -> np.ndarray:
+        """Values in [0, 1) with four decimals, [count, width]; as many as a request has if nothing is said."""
+        shape = (self.batch if count is None else count, self.width)
+        return np.random.default_rng(2).random(shape).round(4).astype(np.float32)
 
-    def body(self, protocol: str) -> bytes:
-        """The request body as this protocol has it: `v2` JSON, `mlflow` JSON, or `plain` {"x": [[...]]}."""
-        values = self.values()
-        if protocol == "v2":
-            one = {"name": "x", "shape": [1, len(values)], "datatype": "FP32", "data": values}
-            return json.dumps({"inputs": [one]}).encode()
-        return json.dumps({"inputs": {"x": [values]}} if protocol == "mlflow" else {"x": [values]}).encode()
-
-    def binary(self) -> tuple[bytes, int]:
-        """The v2 body with binary tensors in and out, and the length of its JSON part."""
-        one = {"name": "x", "shape": [1, self.layers[0]], "datatype": "FP32"}
-        size = {"binary_data_size": 4 * self.layers[0]}
-        head = json.dumps(
-            {"inputs": [{**one, "parameters": size}], "parameters": {"binary_data_output": True}}
-        ).encode()
-        return head + self.rows().tobytes(), len(head)
-
-    def bundle(self, home: Path) -> BundleRef:
+    def bundle(self, home: Path, *, capture: bool = True) -> BundleRef:
         """A signed bundle with a contract of one range for each column."""
-        width = self.layers[0]
+        width = self.width
         spec = TensorSpec(name="x", dtype="float32", shape=(width,), minimum=(0.0,) * width, maximum=(1.0,) * width)
         target = ColumnSpec(name="target", dtype="int64", null_share=0.0, minimum=0.0, maximum=9.0)
         contract = Contract(inputs=(spec,), columns=(), target=target, min_rows=10, mostly=0.95, null_slack=0.05)
@@ -87,7 +81,9 @@ class Workload:
             self.onnx(),
             contract,
             b"{}",
-            ProjectConfig(name=self.name, project="bench:Bench", task="classification"),
+            ProjectConfig(
+                name=self.name, project="bench:Bench", task="classification", serve=ServeConfig(capture=capture)
+            ),
             Lineage("bench", "0" * 64, "0" * 64, "0" * 64, "0" * 40),
             reference.getvalue(),
             {"x": self.rows(8)},
@@ -96,7 +92,25 @@ class Workload:
         )
 
 
+def _convolutions(channels: Sequence[int], rng: np.random.Generator) -> tuple[list[Any], list[Any], str]:
+    """Nodes and weights of 3 x 3 convolutions with ReLU and pooling: x [n, 784] -> flat, whose name is returned."""
+    weights = [numpy_helper.from_array(np.array([-1, 1, SIDE, SIDE], np.int64), "image")]
+    nodes, at, before = [helper.make_node("Reshape", ["x", "image"], ["c"])], "c", 1
+    for place, after in enumerate(channels):
+        kernel = rng.normal(0, 0.1, (after, before, 3, 3)).astype(np.float32)
+        weights.append(numpy_helper.from_array(kernel, f"k{place}"))
+        nodes += [
+            helper.make_node("Conv", [at, f"k{place}"], [f"v{place}"], pads=[1, 1, 1, 1]),
+            helper.make_node("Relu", [f"v{place}"], [f"r{place}"]),
+            helper.make_node("MaxPool", [f"r{place}"], [f"p{place}"], kernel_shape=[2, 2], strides=[2, 2]),
+        ]
+        at, before = f"p{place}", after
+    return [*nodes, helper.make_node("Flatten", [at], ["flat"])], weights, "flat"
+
+
 WORKLOADS = (
     Workload("w1", (784, 64, 64, 10), "W1: 784-64-64-10, one row"),
+    Workload("w2", (784, 64, 64, 10), "W2: 784-64-64-10, 32 rows", batch=32),
+    Workload("w3", (1568, 136, 10), "W3: CNN of 224 thousand parameters, one image of 28 x 28", channels=(32, 32)),
     Workload("w4", (30, 64, 32, 2), "W4: 30 features, one row"),
 )

@@ -1,122 +1,86 @@
-"""The servers of the benchmark: each started on a free port of loopback, pinned to a core, and ended by its pid."""
+"""Our server and every rival: what is installed for it, and how it is started."""
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import shutil
-import signal
-import socket
 import subprocess
 import sys
 import tempfile
-import time
-import urllib.error
-import urllib.request
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 
-from benchmarks.serving_load import Request
 from benchmarks.serving_models import Workload
+from benchmarks.serving_protocols import MLFLOW, PLAIN, PLAIN_IN_THREAD, V2, V2_BINARY, V2_GRPC
+from benchmarks.serving_server import Server, Skipped, free_port
 from homeostat.control.store import ControlStore
+from homeostat.records import BundleRef
 
 RIVALS = Path(__file__).parent / "rivals"
-JSON = {"Content-Type": "application/json"}
-INSTALL_SECONDS, START_SECONDS = 600, 90
+ORT = f"onnxruntime=={version('onnxruntime')}"
+"""The same for everybody."""
+FASTAPI = ("fastapi<0.155", "uvicorn[standard]", ORT, "numpy")
+MLSERVER = ("mlserver>=1.7,<2", ORT)
+KSERVE = ("kserve>=0.21,<0.22", ORT)
+
+Command = tuple[list[str], dict[str, str]]
 
 
-class Skipped(Exception):
-    """A rival that cannot be installed or started, and why."""
-
-
-@dataclass(frozen=True)
-class Server:
-    """How a server is started for one workload, and what is sent to it."""
-
-    name: str
-    command: Callable[[Path, Workload, int], tuple[list[str], dict[str, str]]]
-    """(folder of the benchmark, workload, port) -> command and environment."""
-    request: Callable[[Workload, str], Request]
-    """(workload, base URL) -> what is sent."""
-    packages: tuple[str, ...] = ()
-
-
-def _uv() -> str:
-    beside = Path(sys.executable).parent / "uv"
-    found = str(beside) if beside.exists() else shutil.which("uv")
-    if found is None:
-        raise Skipped("uv is not installed")
-    return found
-
-
-def environment_of(folder: Path, name: str, packages: tuple[str, ...]) -> Path:
-    """Make a virtual environment of its own, once, and return its bin folder; raises Skipped."""
-    place = folder / "venv" / name
-    done = place / ".installed"
-    if done.exists() and done.read_text() == repr(packages):
-        return place / "bin"
-    try:
-        for command in (
-            ["venv", "--quiet", "--clear", "--python", sys.executable, str(place)],
-            ["pip", "install", "--quiet", "--compile-bytecode", "--python", str(place / "bin" / "python"), *packages],
-        ):
-            subprocess.run([_uv(), *command], check=True, capture_output=True, text=True, timeout=INSTALL_SECONDS)
-    except subprocess.CalledProcessError as error:
-        raise Skipped(f"cannot be installed: {error.stderr.strip()[-300:]}") from error
-    except subprocess.TimeoutExpired as error:
-        raise Skipped(f"not installed within {INSTALL_SECONDS} s") from error
-    done.write_text(repr(packages))
-    return place / "bin"
-
-
-def _ours(folder: Path, workload: Workload, port: int) -> tuple[list[str], dict[str, str]]:
-    home = Path(tempfile.mkdtemp(prefix=f"{workload.name}-", dir=folder))
-    store, ref = ControlStore(f"sqlite:///{home}/control.db"), workload.bundle(home)
+def make_live(home: Path, ref: BundleRef) -> None:
+    """Make a bundle the champion of its model."""
+    store = ControlStore(f"sqlite:///{home}/control.db")
     said = {"actor": "bench", "reason": "bench", "evidence": {}}
-    row = store.set_challenger(workload.name, ref, expected_generation=0, **said)
-    store.promote(workload.name, 1, expected_generation=row.generation, **said)
-    settings = {
+    row = store.set_challenger(ref.model, ref, expected_generation=0, **said)
+    store.promote(ref.model, ref.version, expected_generation=row.generation, **said)
+
+
+def settings_of(home: Path, port: int, grpc_port: int) -> dict[str, str]:
+    """The environment of our server."""
+    return {
         "HOMEOSTAT_HOME": str(home),
         "HOMEOSTAT_PORT": str(port),
-        "HOMEOSTAT_GRPC_PORT": "0",
+        "HOMEOSTAT_GRPC_PORT": str(grpc_port),
         "HOMEOSTAT_CONTROL_URL": "",
         "HOMEOSTAT_TRAFFIC": "",
     }
-    return [sys.executable, "-m", "homeostat.serving"], settings
 
 
-def _v2(workload: Workload, url: str) -> Request:
-    return Request(f"{url}/v2/models/{workload.name}/infer", workload.body("v2"), JSON)
+def _ours(folder: Path, workload: Workload, port: int) -> Command:
+    home = Path(tempfile.mkdtemp(prefix=f"{workload.name}-", dir=folder))
+    make_live(home, workload.bundle(home))
+    return [sys.executable, "-m", "homeostat.serving"], settings_of(home, port, 0)
 
 
-def _v2_binary(workload: Workload, url: str) -> Request:
-    body, length = workload.binary()
-    headers = {"Content-Type": "application/octet-stream", "Inference-Header-Content-Length": str(length)}
-    return Request(f"{url}/v2/models/{workload.name}/infer", body, headers)
+def _ours_grpc(folder: Path, workload: Workload, port: int) -> Command:
+    command, environment = _ours(folder, workload, 0)
+    return command, environment | {"HOMEOSTAT_GRPC_PORT": str(port)}
 
 
-def _graph(folder: Path, workload: Workload) -> Path:
-    path = folder / f"{workload.name}.onnx"
-    path.write_bytes(workload.onnx())
-    return path
+def _rival(folder: Path, name: str, workload: Workload, *command: str) -> Command:
+    """A command of a rival's virtual environment, which finds the graph and our few lines of code for it."""
+    graph, tools = folder / f"{workload.name}.onnx", folder / "venv" / name / "bin"
+    graph.write_bytes(workload.onnx())
+    environment = {"BENCH_ONNX": str(graph), "PYTHONPATH": str(RIVALS), "PATH": f"{tools}:{os.environ['PATH']}"}
+    return [str(tools / command[0]), *command[1:]], environment
 
 
-def _fastapi(folder: Path, workload: Workload, port: int) -> tuple[list[str], dict[str, str]]:
-    uvicorn = folder / "venv" / "fastapi" / "bin" / "uvicorn"
-    command = [str(uvicorn), "fastapi_app:app", "--app-dir", str(RIVALS), "--port", str(port), "--no-access-log"]
-    return command, {"BENCH_ONNX": str(_graph(folder, workload))}
+def _asgi(folder: Path, workload: Workload, port: int) -> Command:
+    return _rival(folder, "asgi", workload, "uvicorn", "asgi_app:app", "--port", str(port), "--no-access-log")
 
 
-def _mlserver(folder: Path, workload: Workload, port: int) -> tuple[list[str], dict[str, str]]:
+def _fastapi(folder: Path, workload: Workload, port: int) -> Command:
+    return _rival(folder, "fastapi", workload, "uvicorn", "fastapi_app:app", "--port", str(port), "--no-access-log")
+
+
+def _mlserver(folder: Path, workload: Workload, port: int, grpc_port: int = 0) -> Command:
     place = folder / "mlserver" / workload.name
     place.mkdir(parents=True, exist_ok=True)
     settings = {
         "debug": False,
         "host": "127.0.0.1",
         "http_port": port,
-        "grpc_port": free_port(),
+        "grpc_port": grpc_port or free_port(),
         "metrics_endpoint": None,
         "parallel_workers": 0,
     }
@@ -124,95 +88,55 @@ def _mlserver(folder: Path, workload: Workload, port: int) -> tuple[list[str], d
     (place / "model-settings.json").write_text(
         json.dumps({"name": workload.name, "implementation": "mlserver_runtime.Onnx"})
     )
-    environment = {"BENCH_ONNX": str(_graph(folder, workload)), "PYTHONPATH": str(RIVALS)}
-    return [str(folder / "venv" / "mlserver" / "bin" / "mlserver"), "start", str(place)], environment
+    return _rival(folder, "mlserver", workload, "mlserver", "start", str(place))
 
 
-def _mlflow(folder: Path, workload: Workload, port: int) -> tuple[list[str], dict[str, str]]:
-    tools, model = folder / "venv" / "mlflow" / "bin", folder / "mlflow" / workload.name
+def _mlserver_grpc(folder: Path, workload: Workload, port: int) -> Command:
+    return _mlserver(folder, workload, free_port(), port)
+
+
+def _kserve(folder: Path, workload: Workload, port: int, grpc_port: int = 0) -> Command:
+    ports = str(port), str(grpc_port or free_port())
+    return _rival(folder, "kserve", workload, "python", str(RIVALS / "kserve_model.py"), workload.name, *ports)
+
+
+def _kserve_grpc(folder: Path, workload: Workload, port: int) -> Command:
+    return _kserve(folder, workload, free_port(), port)
+
+
+def _litserve(folder: Path, workload: Workload, port: int) -> Command:
+    return _rival(folder, "litserve", workload, "python", str(RIVALS / "litserve_model.py"), str(port))
+
+
+def _mlflow(folder: Path, workload: Workload, port: int) -> Command:
+    model = folder / "mlflow" / workload.name
     shutil.rmtree(model, ignore_errors=True)
-    script = [str(tools / "python"), str(RIVALS / "mlflow_model.py"), str(_graph(folder, workload)), str(model)]
+    graph = folder / f"{workload.name}.onnx"
+    script, environment = _rival(
+        folder, "mlflow", workload, "python", str(RIVALS / "mlflow_model.py"), str(graph), str(model)
+    )
     try:
         subprocess.run(script, check=True, capture_output=True, text=True, timeout=120)
     except subprocess.CalledProcessError as error:
         raise Skipped(f"the model cannot be saved: {error.stderr.strip()[-300:]}") from error
-    command = [str(tools / "mlflow"), "models", "serve", "-m", str(model), "--env-manager", "local"]
-    path = f"{tools}:{os.environ['PATH']}"
-    return [*command, "-h", "127.0.0.1", "-p", str(port)], {
-        "PATH": path,
-        "MLFLOW_TRACKING_URI": f"sqlite:///{folder}/mlflow.db",
-    }
-
-
-def _to(path: str, protocol: str) -> Callable[[Workload, str], Request]:
-    return lambda workload, url: Request(url + path, workload.body(protocol), JSON)
+    served = ["models", "serve", "-m", str(model), "--env-manager", "local", "-h", "127.0.0.1", "-p", str(port)]
+    command, _ = _rival(folder, "mlflow", workload, "mlflow", *served)
+    return command, environment | {"MLFLOW_TRACKING_URI": f"sqlite:///{folder}/mlflow.db"}
 
 
 SERVERS = (
-    Server("homeostat", _ours, _v2),
-    Server("homeostat binary", _ours, _v2_binary),
-    Server(
-        "fastapi", _fastapi, _to("/predict", "plain"), ("fastapi<0.155", "uvicorn[standard]", "onnxruntime", "numpy")
-    ),
-    Server("mlserver", _mlserver, _v2, ("mlserver>=1.7,<2", "onnxruntime")),
-    Server(
-        "mlflow",
-        _mlflow,
-        _to("/invocations", "mlflow"),
-        ("mlflow>=3.10,<3.18", "fastapi<0.155", "onnx", "onnxruntime", "pandas<3"),
-    ),
+    Server("homeostat", _ours, V2),
+    Server("homeostat binary", _ours, V2_BINARY),
+    Server("homeostat grpc", _ours_grpc, V2_GRPC),
+    Server("asgi", _asgi, V2, ("uvicorn[standard]", "orjson", ORT, "numpy")),
+    Server("asgi binary", _asgi, V2_BINARY, ("uvicorn[standard]", "orjson", ORT, "numpy")),
+    Server("fastapi", _fastapi, PLAIN, FASTAPI),
+    Server("fastapi def", _fastapi, PLAIN_IN_THREAD, FASTAPI),
+    Server("mlserver", _mlserver, V2, MLSERVER),
+    Server("mlserver grpc", _mlserver_grpc, V2_GRPC, MLSERVER),
+    Server("kserve", _kserve, V2, KSERVE),
+    Server("kserve binary", _kserve, V2_BINARY, KSERVE),
+    Server("kserve grpc", _kserve_grpc, V2_GRPC, KSERVE),
+    Server("litserve", _litserve, PLAIN, ("litserve>=0.2.19,<0.3", ORT, "numpy")),
+    Server("mlflow", _mlflow, MLFLOW, ("mlflow>=3.10,<3.18", "fastapi<0.155", "onnx", ORT, "pandas<3")),
 )
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-def answers(request: Request) -> bool:
-    sent = urllib.request.Request(request.url, request.body, request.headers)
-    try:
-        with urllib.request.urlopen(sent, timeout=5) as answer:
-            return bool(answer.status == 200)
-    except (urllib.error.URLError, OSError):
-        return False
-
-
-@contextlib.contextmanager
-def running(folder: Path, server: Server, workload: Workload, core: int | None) -> Iterator[tuple[Request, int]]:
-    """Start a server, wait until it answers, yield the request and its pid, and end it with all that it started."""
-    if server.packages:
-        environment_of(folder, server.name, server.packages)
-    port = free_port()
-    command, environment = server.command(folder, workload, port)
-    request = server.request(workload, f"http://127.0.0.1:{port}")
-    log = folder / f"{server.name.replace(' ', '-')}-{workload.name}.log"
-    pin = (lambda: os.sched_setaffinity(0, {core})) if core is not None else None
-    with log.open("wb") as file:
-        process = subprocess.Popen(
-            command,
-            env={**os.environ, **environment},
-            stdout=file,
-            stderr=file,
-            cwd=folder,
-            preexec_fn=pin,
-            start_new_session=True,
-        )
-    try:
-        deadline = time.monotonic() + START_SECONDS
-        while not answers(request):
-            if process.poll() is not None or time.monotonic() > deadline:
-                raise Skipped(f"does not answer; see {log}: {log.read_text(errors='replace').strip()[-300:]}")
-            time.sleep(0.1)
-        yield request, process.pid
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGTERM)  # its own session: the server and what it started, nothing else
-        try:
-            process.wait(15)
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-        if "HOMEOSTAT_HOME" in environment:  # some hundred MB of captured requests
-            shutil.rmtree(environment["HOMEOSTAT_HOME"], ignore_errors=True)

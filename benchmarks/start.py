@@ -35,7 +35,9 @@ from benchmarks.rollout_models import make_champion
 from benchmarks.rollout_server import Serving, compiling, home_in
 from benchmarks.serving_load import Request
 from benchmarks.serving_models import Workload
-from benchmarks.serving_rivals import JSON, SERVERS, Server, Skipped, answers, environment_of, free_port
+from benchmarks.serving_protocols import JSON
+from benchmarks.serving_rivals import SERVERS
+from benchmarks.serving_server import Server, Skipped, answers, environment_of, free_port
 from deployments.traffic import infer_body
 from homeostat.bundle import load_public_key, open_bundle
 from homeostat.golden import read_golden
@@ -151,7 +153,7 @@ def start_rival(server: Server, workload: Workload, folder: Path) -> dict[str, f
     """Start a rival; what it needs beforehand, such as a saved model, is not timed."""
     port = free_port()
     command, environment = server.command(folder, workload, port)
-    request = server.request(workload, f"http://127.0.0.1:{port}")
+    request = server.request(workload, port)
     return start_once(command, compiling() | environment, request, folder, server.name)
 
 

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from benchmarks import challengers, rollback, start, swaps
+from benchmarks import challengers, rollback, serving, start, swaps
 from benchmarks.rollout_models import bundle, classifier, make_champion
 from benchmarks.rollout_server import Serving
+from benchmarks.serving_models import WORKLOADS
+from benchmarks.serving_protocols import V2, V2_BINARY
+from benchmarks.serving_rivals import RIVALS, SERVERS
+from benchmarks.serving_server import Server
 from benchmarks.steady_load import FIELDS
 from homeostat.bundle import load_public_key, open_bundle
 from homeostat.serving.session import Session
@@ -89,3 +94,48 @@ def test_rivals_are_given_the_same_graph(tmp_path):
     assert flat.layers == (4,)
     (ours,), (theirs,) = (Session(graph).run({"x": rows}) for graph in (opened.onnx, flat.onnx()))
     np.testing.assert_array_equal(ours, theirs)
+
+
+def test_our_server_is_loaded_by_every_protocol(tmp_path, capsys):
+    (small,) = [one for one in WORKLOADS if one.name == "w4"]
+    ours = [server for server in SERVERS if server.environment == "homeostat"]
+    found, skipped = serving.measure(tmp_path, small, ours, [2], repetitions=1, seconds=1)
+    assert not skipped
+    assert list(found) == ["session.run", "homeostat", "homeostat binary", "homeostat grpc"]
+    for cells in found.values():
+        ((cell,),) = cells.values()
+        assert cell.load.failed == 0
+        assert cell.load.per_second > 50
+        assert 0 < cell.load.p50_ms <= cell.load.p99_ms
+        assert 0 < cell.cpu_us < 1e6
+    table = {name: {at: serving.summary(cells) for at, cells in rows.items()} for name, rows in found.items()}
+    serving.show(small.title, table, {"rival": "cannot be installed"})
+    assert "rival              SKIPPED: cannot be installed" in capsys.readouterr().out
+
+
+def _bare_app(folder, workload, port):
+    graph = folder / "graph.onnx"
+    graph.write_bytes(workload.onnx())
+    command = [sys.executable, "-m", "uvicorn", "asgi_app:app", "--port", str(port), "--no-access-log"]
+    return command, {"BENCH_ONNX": str(graph), "PYTHONPATH": str(RIVALS)}
+
+
+def _other_rows(folder, workload, port):
+    command, environment = _bare_app(folder, workload, port)
+    (folder / "graph.onnx").write_bytes(replace(workload, layers=(30, 8, 2)).onnx())
+    return command, environment
+
+
+def test_rivals_that_end_or_answer_something_else_are_named(tmp_path, capsys):
+    (small,) = [one for one in WORKLOADS if one.name == "w4"]
+    servers = [
+        Server("bare", _bare_app, V2),
+        Server("bare binary", _bare_app, V2_BINARY),
+        Server("other", _other_rows, V2),
+        Server("broken", lambda *_: ([sys.executable, "-c", "raise SystemExit('no such model')"], {}), V2),
+    ]
+    found, skipped = serving.measure(tmp_path, small, servers, [1], repetitions=1, seconds=1, bare=False)
+    assert list(found) == ["bare", "bare binary"]
+    assert skipped["other"].startswith("answers (1, 2) [")
+    assert skipped["broken"] == "has ended; broken-w4.log ends with: no such model"
+    assert "other is SKIPPED" in capsys.readouterr().out
