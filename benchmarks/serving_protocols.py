@@ -107,3 +107,4 @@ PLAIN = Protocol("/predict", _plain, _read_plain)
 """{"x": [[...]]} -> {"output": [[...]]}."""
 MLFLOW = Protocol("/invocations", _mlflow, _read_mlflow)
 PLAIN_IN_THREAD = replace(PLAIN, path="/predict_in_thread")
+TORCHSERVE = replace(PLAIN, path="/predictions/{model}")

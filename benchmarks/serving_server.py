@@ -157,13 +157,21 @@ def started(
         begun = family(process.pid)  # some of it in sessions of their own
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGTERM)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(STOP_SECONDS)
-        _, alive = psutil.wait_procs(begun, timeout=2)
+        deadline = time.monotonic() + STOP_SECONDS
+        while not _has_ended(process.pid) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        _, alive = psutil.wait_procs(begun[1:], timeout=2)
         for one in alive:
             with contextlib.suppress(psutil.NoSuchProcess):
                 one.kill()
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)  # and what came while it ended: its number is ours until the wait
         process.wait()
+
+
+def _has_ended(pid: int) -> bool:
+    """Whether a child has ended, which nobody has waited for yet."""
+    return os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
 
 
 @contextlib.contextmanager
@@ -179,7 +187,7 @@ def running(folder: Path, server: Server, workload: Workload, core: int | None) 
         with started(command, environment, folder, log, core) as pid:
             deadline = time.monotonic() + START_SECONDS
             while complaint := _complaint(request):
-                if psutil.Process(pid).status() == psutil.STATUS_ZOMBIE:
+                if _has_ended(pid):
                     raise Skipped(f"has ended; {log.name} ends with: {log.read_text(errors='replace').strip()[-300:]}")
                 if time.monotonic() > deadline:
                     raise Skipped(f"no good answer after {START_SECONDS} s, see {log.name}: {complaint}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 import uuid
 
@@ -27,4 +28,7 @@ class Onnx(Model):
 
 if __name__ == "__main__":
     name, port, grpc_port = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
-    ModelServer(http_port=port, grpc_port=grpc_port, workers=1, enable_latency_logging=False).start([Onnx(name)])
+    server = ModelServer(http_port=port, grpc_port=grpc_port, workers=1, enable_latency_logging=False)
+    for logger in ("uvicorn.access", "kserve.trace"):  # three lines for each request else
+        logging.getLogger(logger).setLevel("WARNING")
+    server.start([Onnx(name)])
