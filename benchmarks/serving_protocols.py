@@ -29,8 +29,8 @@ class Protocol:
     """With {model} where the model's name belongs."""
     encode: Callable[[Workload], tuple[bytes, dict[str, str]]]
     """Body and headers."""
-    decode: Callable[[bytes, Mapping[str, str]], np.ndarray]
-    """(body, headers with names in lower case) -> output."""
+    decode: Callable[[bytes, Mapping[str, str]], np.ndarray] | None
+    """(body, headers with names in lower case) -> output; None where nothing comes that could be compared."""
     scheme: str = "http"
 
     def request(self, workload: Workload, port: int) -> Request:

@@ -128,6 +128,8 @@ def _complaint(request: Request) -> str:
 
 def check_answer(server: Server, workload: Workload, request: Request) -> None:
     """Raise Skipped unless a server answers what the graph does."""
+    if server.protocol.decode is None:
+        return
     (expected,) = Session(workload.onnx()).run({"x": workload.rows()})
     body, headers = ask(request)
     found = server.protocol.decode(body, headers)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks import challengers, rollback, serving, start, swaps
+from benchmarks import challengers, features, rollback, serving, start, swaps
 from benchmarks.rollout_models import bundle, classifier, make_champion
 from benchmarks.rollout_server import Serving
 from benchmarks.serving_models import WORKLOADS
@@ -139,3 +140,28 @@ def test_rivals_that_end_or_answer_something_else_are_named(tmp_path, capsys):
     assert skipped["other"].startswith("answers (1, 2) [")
     assert skipped["broken"] == "has ended; broken-w4.log ends with: no such model"
     assert "other is SKIPPED" in capsys.readouterr().out
+
+
+def test_what_features_cost_is_a_difference_within_repetitions(tmp_path, capsys):
+    (small,) = [one for one in WORKLOADS if one.name == "w4"]
+    names = {features.BASE, "without validation", "with an API key", features.EMPTY}
+    chosen = [one for one in features.VARIANTS if one.name in names]
+    servers = [features.server_of(one, V2) for one in chosen]
+    found, skipped = serving.measure(tmp_path, small, servers, [2], repetitions=1, seconds=1, bare=False)
+    assert not skipped
+    table = features.summary({name: cells[2] for name, cells in found.items()})
+    assert list(table) == [one.name for one in chosen]
+    assert all(one["failed"] == 0 for one in table.values())
+    for name, one in table.items():
+        assert one["added_us"] == pytest.approx(one["cpu_us"] - table[features.BASE]["cpu_us"]), name
+    assert table[features.EMPTY]["added_us"] < 0
+    features.show(small.title, table, {})
+    assert "of the requests of an empty answer" in capsys.readouterr().out
+
+
+def test_parts_that_are_cut_out_do_nothing(tmp_path):
+    """What the variants of the server without a part change is there, and still is called so."""
+    code = "from benchmarks.server_without import PARTS\nfor cut in PARTS.values(): cut()\n"
+    code += "from homeostat.serving.served import Served\nprint(Served.check(None, {'x': [1, 2, 3]}))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    assert done.stdout == "(3, 0)\n"
