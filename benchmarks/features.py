@@ -14,6 +14,7 @@ import argparse
 import base64
 import json
 import os
+import signal
 import statistics
 import sys
 import tempfile
@@ -133,6 +134,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="once, one second")
     parser.add_argument("--folder", type=Path, default=Path("var/bench"), help="default var/bench")
     given = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the server of the moment is ended too
     if given.quick:
         given.repetitions = given.seconds = 1
     print(

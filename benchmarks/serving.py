@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import statistics
 import subprocess
 import sys
@@ -159,6 +160,7 @@ def main() -> None:
     parser.add_argument("--unpinned", action="store_true", help="server and load on any core, not on one each")
     parser.add_argument("--folder", type=Path, default=Path("var/bench"), help="default var/bench")
     given = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the server of the moment is ended too
     if given.quick:
         given.repetitions, given.seconds, given.connections = 1, 1, [8]
     pinned = not given.unpinned

@@ -10,6 +10,7 @@ import pytest
 from benchmarks.serving_load import read_h2load
 from benchmarks.serving_models import WORKLOADS
 from benchmarks.serving_protocols import JSON, MLFLOW, PLAIN, V2, V2_BINARY, V2_GRPC
+from benchmarks.serving_table import rows
 from homeostat.serving.protos import message
 from homeostat.serving.rest.inference import decode
 from homeostat.serving.session import Session
@@ -74,3 +75,19 @@ def test_a_grpc_answer_without_data_is_a_failed_one():
     assert read_h2load(PRINTED.format(done=100, failed=3, data=97 * 40), times, 40, 2).failed == 3
     with pytest.raises(ValueError, match="not understood: connection refused"):
         read_h2load("connection refused", times, 40, 2)
+
+
+def test_the_table_names_what_was_skipped():
+    one = {"per_second": 100.4, "cpu_us": 12.3, "failed": 1}
+    servers = {"session.run": {"0": one}, "homeostat grpc": {"1": one, "8": {**one, "cpu_us": 9.0}}}
+    lines = rows({"w1": {"servers": servers, "skipped": {"ray": "cannot be installed"}}})
+    assert lines == [
+        "| server | W1: req/s | CPU us |",
+        "|---|---:|---:|",
+        "| `session.run` alone | 100 | 12 |",
+        "| homeostat, gRPC | 100, 100 | 9 |",
+        "| Ray Serve | skipped |  |",
+        "",
+        "Failed requests: 3.",
+        "Ray Serve: cannot be installed",
+    ]
