@@ -1,7 +1,7 @@
 """What each of our server's features costs: microseconds of CPU a request, beside the same server with everything on.
 
 CPU is of all the server's processes, the writer of captured requests included, on one core; a
-difference is taken within each repetition, in which every variant has its turn. What users can
+difference is taken between two servers that were measured one after the other. What users can
 switch is switched by its setting, the rest is cut out by benchmarks/server_without.py:
 validation (the contract: names, dtypes, shapes, ranges, NaN; what JSON itself has to hold stays),
 metrics, and quarantine (each request is noted before it is computed).
@@ -31,6 +31,8 @@ from benchmarks.serving_rivals import Command, make_live, settings_of
 from benchmarks.serving_server import Server
 from homeostat.apikeys import FILE, create_key
 
+Pairs = list[tuple[Cell, Cell]]
+"""(everything on, the variant), measured one after the other."""
 BASE = "everything on"
 EMPTY = "empty answer"
 
@@ -89,19 +91,41 @@ def server_of(variant: Variant, protocol: Protocol) -> Server:
     return Server(variant.name, start, LIVE if variant.empty else replace(protocol, encode=encode))
 
 
-def summary(found: dict[str, list[Cell]]) -> dict[str, dict[str, float]]:
-    """Medians over the repetitions; `added_us` is what a variant takes more than everything on."""
-    base, table = found[BASE], {}
-    for name, cells in found.items():
-        added = [one.cpu_us - beside.cpu_us for one, beside in zip(cells, base, strict=False)]
+def measure_pairs(
+    folder: Path, workload: Workload, protocol: Protocol, variants: list[Variant], number: int, times: int, seconds: int
+) -> tuple[dict[str, Pairs], dict[str, str]]:
+    """Measure each variant by turns with everything on; return the pairs of cells, and why others were skipped."""
+    found: dict[str, Pairs] = {}
+    skipped: dict[str, str] = {}
+    for variant in variants:
+        servers = [server_of(VARIANTS[0], protocol), server_of(variant, protocol)]
+        cells, why = measure(folder, workload, servers, [number], times, seconds, bare=False)
+        skipped |= why
+        if not why:
+            found[variant.name] = list(zip(cells[BASE][number], cells[variant.name][number], strict=True))
+    return found, skipped
+
+
+def _medians(cells: list[Cell]) -> dict[str, float]:
+    return {
+        "per_second": statistics.median(one.load.per_second for one in cells),
+        "p99_ms": statistics.median(one.load.p99_ms for one in cells),
+        "cpu_us": statistics.median(one.cpu_us for one in cells),
+        "failed": sum(one.load.failed for one in cells),
+    }
+
+
+def summary(found: dict[str, Pairs]) -> dict[str, dict[str, float]]:
+    """Medians, everything on first; `added_us` is what a variant takes more than everything on, `share` of its rate."""
+    table = {BASE: _medians([beside for pairs in found.values() for beside, _ in pairs])}
+    for name, pairs in found.items():
+        added = [one.cpu_us - beside.cpu_us for beside, one in pairs]
         table[name] = {
-            "per_second": statistics.median(one.load.per_second for one in cells),
-            "p99_ms": statistics.median(one.load.p99_ms for one in cells),
-            "cpu_us": statistics.median(one.cpu_us for one in cells),
+            **_medians([one for _, one in pairs]),
             "added_us": statistics.median(added),
             "added_us_min": min(added),
             "added_us_max": max(added),
-            "failed": sum(one.load.failed for one in cells),
+            "share": statistics.median(one.load.per_second / beside.load.per_second for beside, one in pairs),
         }
     return table
 
@@ -109,16 +133,15 @@ def summary(found: dict[str, list[Cell]]) -> dict[str, dict[str, float]]:
 def show(title: str, table: dict[str, dict[str, float]], skipped: dict[str, str]) -> None:
     """Print one workload's table."""
     print(f"\n{title}")
-    print(f"{'':26}{'req/s':>8}{'p99 ms':>8}{'CPU us':>8}{'added':>8}{'min':>7}{'max':>7}{'failed':>8}")
+    print(f"{'':26}{'req/s':>8}{'is':>7}{'p99 ms':>8}{'CPU us':>8}{'added':>8}{'min':>7}{'max':>7}{'failed':>8}")
     for name, one in table.items():
+        added = [one.get(key, 0.0) for key in ("added_us", "added_us_min", "added_us_max")]
         print(
-            f"{name:26}{one['per_second']:>8.0f}{one['p99_ms']:>8.2f}{one['cpu_us']:>8.1f}{one['added_us']:>+8.1f}"
-            f"{one['added_us_min']:>+7.1f}{one['added_us_max']:>+7.1f}{one['failed']:>8.0f}"
+            f"{name:26}{one['per_second']:>8.0f}{one.get('share', 1):>6.2f}x{one['p99_ms']:>8.2f}{one['cpu_us']:>8.1f}"
+            f"{added[0]:>+8.1f}{added[1]:>+7.1f}{added[2]:>+7.1f}{one['failed']:>8.0f}"
         )
     for name, why in skipped.items():
         print(f"{name:26} SKIPPED: {why}")
-    if EMPTY in table:
-        print(f"{table[BASE]['per_second'] / table[EMPTY]['per_second']:.2f} of the requests of an empty answer")
     sys.stdout.flush()
 
 
@@ -128,7 +151,7 @@ def main() -> None:
     parser.add_argument("--repetitions", type=int, default=5)
     parser.add_argument("--seconds", type=int, default=3, help="of each cell (default 3)")
     parser.add_argument("--connections", type=int, default=8)
-    names = [variant.name for variant in VARIANTS]
+    names = [variant.name for variant in VARIANTS[1:]]
     parser.add_argument("--only", nargs="+", default=names, choices=names, metavar="VARIANT", help=", ".join(names))
     parser.add_argument("--workloads", nargs="+", default=["w1", "w4"], choices=[one.name for one in WORKLOADS])
     parser.add_argument("--quick", action="store_true", help="once, one second")
@@ -142,19 +165,18 @@ def main() -> None:
         f"connections, medians; load average {os.getloadavg()[0]:.1f}",
         flush=True,
     )
-    chosen = [variant for variant in VARIANTS if variant.name in {BASE, *given.only}]
+    chosen = [variant for variant in VARIANTS if variant.name in given.only]
     result: dict[str, Any] = {"load_average": os.getloadavg()}
     for workload in WORKLOADS:
         if workload.name not in given.workloads:
             continue
         for kind, protocol in (("JSON", V2), ("binary", V2_BINARY)):
-            servers = [server_of(variant, protocol) for variant in chosen]
-            cells, skipped = measure(
-                given.folder, workload, servers, [given.connections], given.repetitions, given.seconds, bare=False
+            pairs, skipped = measure_pairs(
+                given.folder, workload, protocol, chosen, given.connections, given.repetitions, given.seconds
             )
-            if BASE not in cells:
-                sys.exit(f"the server does not answer: {skipped[BASE]}")
-            table = summary({name: by_connections[given.connections] for name, by_connections in cells.items()})
+            if not pairs:
+                sys.exit(f"nothing was measured: {skipped}")
+            table = summary(pairs)
             show(f"{workload.title}, {kind}", table, skipped)
             result[f"{workload.name} {kind}"] = table
             (given.folder / "features.json").write_text(json.dumps(result, indent=1) + "\n")

@@ -142,21 +142,19 @@ def test_rivals_that_end_or_answer_something_else_are_named(tmp_path, capsys):
     assert "other is SKIPPED" in capsys.readouterr().out
 
 
-def test_what_features_cost_is_a_difference_within_repetitions(tmp_path, capsys):
+def test_what_features_cost_is_a_difference_within_pairs(tmp_path, capsys):
     (small,) = [one for one in WORKLOADS if one.name == "w4"]
-    names = {features.BASE, "without validation", "with an API key", features.EMPTY}
-    chosen = [one for one in features.VARIANTS if one.name in names]
-    servers = [features.server_of(one, V2) for one in chosen]
-    found, skipped = serving.measure(tmp_path, small, servers, [2], repetitions=1, seconds=1, bare=False)
+    chosen = [one for one in features.VARIANTS if one.name in {"with an API key", features.EMPTY}]
+    found, skipped = features.measure_pairs(tmp_path, small, V2, chosen, number=2, times=1, seconds=1)
     assert not skipped
-    table = features.summary({name: cells[2] for name, cells in found.items()})
-    assert list(table) == [one.name for one in chosen]
+    table = features.summary(found)
+    assert list(table) == [features.BASE, "with an API key", features.EMPTY]
     assert all(one["failed"] == 0 for one in table.values())
-    for name, one in table.items():
-        assert one["added_us"] == pytest.approx(one["cpu_us"] - table[features.BASE]["cpu_us"]), name
+    for name, (pair,) in found.items():
+        assert table[name]["added_us"] == pair[1].cpu_us - pair[0].cpu_us
     assert table[features.EMPTY]["added_us"] < 0
-    features.show(small.title, table, {})
-    assert "of the requests of an empty answer" in capsys.readouterr().out
+    features.show(small.title, table, {"other": "has ended"})
+    assert "other                      SKIPPED: has ended" in capsys.readouterr().out
 
 
 def test_parts_that_are_cut_out_do_nothing(tmp_path):
