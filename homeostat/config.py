@@ -223,6 +223,12 @@ class ServeConfig(Section):
     nan: Literal["reject", "accept"] = Field("reject", description="NaN or Inf in a request")
     out_of_range: Literal["accept", "reject"] = Field("accept", description="a value outside the contract's range")
     max_rows: int = Field(1024, ge=1, description="rows in one request")
+    deadline_seconds: float = Field(
+        30.0,
+        gt=0,
+        le=3600,
+        description="a request that waits for the inference thread, or is computed there, for longer is answered 504",
+    )
     capture: bool = Field(True, description="keep requests and answers for monitoring")
     explain: bool = Field(False, description="answer /v1/explain: what each column adds to an answer")
     slices: tuple[str, ...] = Field((), strict=False, description="slices that clients send, kept with the request")

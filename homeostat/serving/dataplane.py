@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import orjson
+from onnxruntime import RunOptions
 
 from homeostat.client import client_id, current
 from homeostat.dataset import Array
@@ -28,6 +29,7 @@ from homeostat.serving.metrics import Arm, Metrics, Protocol
 from homeostat.serving.repository import MODEL_NAME, ModelState, Repository
 from homeostat.serving.rollout.trial import Trial
 from homeostat.serving.served import Computed, Served
+from homeostat.serving.session import make_run_options
 from homeostat.tensors import pack
 
 MAX_ID = 128
@@ -52,6 +54,18 @@ class NotServing(RequestInvalid):
 
     def __init__(self, message: str) -> None:
         super().__init__(message, status=503)
+
+
+class DeadlineExceeded(RequestInvalid):
+    """The version did not answer in time."""
+
+    def __init__(self, served: Served) -> None:
+        ref = served.ref
+        super().__init__(
+            f"version {ref.version} of model {ref.model!r} did not answer within {served.deadline_seconds:g} s "
+            "(serve.deadline_seconds); send fewer rows in one request, or fewer requests at once",
+            status=504,
+        )
 
 
 class InferenceFailed(ServingError):
@@ -158,7 +172,7 @@ class DataPlane:
         """Where there are other workers."""
         self.trials: Mapping[str, Trial] = {}
         """The rollouts in progress, by model; replaced whole."""
-        self.explainer = Explainer()
+        self.explainer = Explainer(self.guard)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="infer")
         self._queued = 0
 
@@ -243,14 +257,14 @@ class DataPlane:
         try:
             rows, outside = served.check(request.tensors)
             packed = pack(request.tensors)
-            slot = self.guard.enter(served.ref.manifest_sha256, packed)
-            try:
-                if rows <= served.inline_rows:
+            if rows <= served.inline_rows:
+                slot = self.guard.enter(served.ref.manifest_sha256, packed)
+                try:
                     answers = served.session.run(request.tensors)
-                else:
-                    answers = await self._in_thread(served, request.tensors)
-            finally:
-                self.guard.leave(slot)
+                finally:
+                    self.guard.leave(slot)
+            else:
+                answers = await self._in_thread(served, request.tensors, packed)
         except RequestInvalid as error:
             served.metrics.refused(request.arm, request.protocol, error.status)
             raise
@@ -279,22 +293,30 @@ class DataPlane:
     async def explain(self, served: Served, tensors: Mapping[str, Array], options: Options) -> bytes:
         """Return why a version answers as it does, as JSON; raises RequestInvalid. Nothing is captured or judged."""
         rows, _ = served.check(tensors)
-        packed = pack(tensors)
-        slot = self.guard.enter(served.ref.manifest_sha256, packed)
-        try:
-            return await self.explainer.explain(served, tensors, rows, packed, options)
-        finally:
-            self.guard.leave(slot)
+        return await self.explainer.explain(served, tensors, rows, pack(tensors), options)
 
-    async def _in_thread(self, served: Served, tensors: Mapping[str, Array]) -> list[Array]:
+    async def _in_thread(self, served: Served, tensors: Mapping[str, Array], packed: bytes) -> list[Array]:
         if self._queued >= MAX_QUEUED:
             raise NotServing(f"{self._queued} requests wait for {served.ref.model!r} already; try again in a second")
         self._queued += 1
+        options = make_run_options()
         try:
-            loop = asyncio.get_running_loop()
-            return await loop.run_in_executor(self._thread, served.session.run, tensors)
+            async with asyncio.timeout(served.deadline_seconds):
+                loop = asyncio.get_running_loop()
+                return await loop.run_in_executor(self._thread, self._compute, served, tensors, packed, options)
+        except TimeoutError as error:
+            raise DeadlineExceeded(served) from error
         finally:
+            options.terminate = True  # it has answered, or nobody waits for it any more: its client may have left
             self._queued -= 1
+
+    def _compute(self, served: Served, tensors: Mapping[str, Array], packed: bytes, options: RunOptions) -> list[Array]:
+        """Run the graph in the thread, and note it just so long: what waits has killed nobody."""
+        slot = self.guard.enter(served.ref.manifest_sha256, packed)
+        try:
+            return served.session.run_until_told(tensors, options)
+        finally:
+            self.guard.leave(slot)
 
     def _record(
         self,

@@ -21,6 +21,7 @@ from homeostat.contract import WHOLE, Strict
 from homeostat.dataset import Array
 from homeostat.errors import Forbidden, RequestInvalid
 from homeostat.explanation import Attribution, OutOfTime, Players, attribute
+from homeostat.serving.blackbox import Guard
 from homeostat.serving.served import Served
 
 MAX_ROWS = 16
@@ -68,7 +69,8 @@ def _be_patient() -> None:
 class Explainer:
     """One thread that explains, and the answers that it gave."""
 
-    def __init__(self) -> None:
+    def __init__(self, guard: Guard) -> None:
+        self._guard = guard
         self.counts = {"computed": 0, "remembered": 0, "refused": 0}
         """Requests by what became of them."""
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="explain", initializer=_be_patient)
@@ -104,7 +106,7 @@ class Explainer:
         try:
             loop = asyncio.get_running_loop()
             answer = await loop.run_in_executor(
-                self._thread, self._compute, served, background, tensors, output, size, options
+                self._thread, self._noted, served, background, tensors, packed, output, size, options
             )
         except OutOfTime as error:
             self.counts["refused"] += 1
@@ -144,6 +146,16 @@ class Explainer:
         if options.place is not None and options.place >= size:
             raise RequestInvalid(f"parameters: class: {options.place} is not below {size}, the numbers of {name!r}")
         return served.background, names.index(name), size
+
+    def _noted(
+        self, served: Served, background: Mapping[str, Array], tensors: Mapping[str, Array], packed: bytes, *what: Any
+    ) -> bytes:
+        """Explain, and note it for just so long: a row that ends the process by itself does so here too."""
+        slot = self._guard.enter(served.ref.manifest_sha256, packed)
+        try:
+            return self._compute(served, background, tensors, *what)
+        finally:
+            self._guard.leave(slot)
 
     def _compute(
         self,

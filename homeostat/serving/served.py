@@ -65,6 +65,7 @@ class Served:
     nan: str
     out_of_range: str
     max_rows: int
+    deadline_seconds: float
     capture: bool
     mask: Mask | None
     """What capture keeps; None is everything."""
@@ -112,6 +113,7 @@ class Served:
             nan=serve.nan,
             out_of_range=serve.out_of_range,
             max_rows=serve.max_rows,
+            deadline_seconds=serve.deadline_seconds,
             capture=serve.capture,
             mask=mask,
             classes=bundle.manifest.classes,

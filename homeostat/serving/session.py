@@ -69,6 +69,18 @@ class Session:
         answers: list[Array] = self._run(self.output_names, tensors)
         return answers
 
+    def run_until_told(self, tensors: Mapping[str, Array], options: ort.RunOptions) -> list[Array]:
+        """Do the same, and raise after the operator of now once another thread sets `options.terminate`."""
+        answers: list[Array] = self._run(self.output_names, tensors, options)
+        return answers
+
+
+def make_run_options() -> ort.RunOptions:
+    """Return the options of one run, as quiet as the session's."""
+    options = ort.RunOptions()
+    options.log_severity_level = 4
+    return options
+
 
 def _close(found: Array, expected: Array) -> bool:
     if found.shape != expected.shape or found.dtype != expected.dtype:

@@ -34,6 +34,7 @@ ERRORS = {
     431: ("HeaderFieldsTooLarge", "Request line and headers are over their limit; the connection is closed."),
     500: ("InternalServerError", "A fault of the server, whose log says where."),
     503: ("ServiceUnavailable", "Not ready, or too much is waiting."),
+    504: ("GatewayTimeout", "The version did not answer within the deadline that its project sets."),
 }
 """Status -> name of the response, and what it means."""
 ANYWHERE = frozenset({400, 408, 429, 431, 500, 503})
@@ -186,7 +187,7 @@ def _statuses(one: Operation) -> set[int]:
     if one.body:
         found |= {413, 415}
     if one.infers:
-        found.add(422)
+        found |= {422, 504}
     return found
 
 

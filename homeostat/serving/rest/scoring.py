@@ -31,6 +31,7 @@ ERROR_CODES = {
     413: "REQUEST_LIMIT_EXCEEDED",
     429: "REQUEST_LIMIT_EXCEEDED",
     503: "TEMPORARILY_UNAVAILABLE",
+    504: "DEADLINE_EXCEEDED",
 }
 """HTTP status -> MLflow's error_code; INTERNAL_ERROR beside them."""
 
