@@ -223,6 +223,12 @@ class ServeConfig(Section):
     nan: Literal["reject", "accept"] = Field("reject", description="NaN or Inf in a request")
     out_of_range: Literal["accept", "reject"] = Field("accept", description="a value outside the contract's range")
     max_rows: int = Field(1024, ge=1, description="rows in one request")
+    max_batch_rows: int = Field(
+        64, ge=1, le=1024, description="rows of requests that are computed together in the inference thread; 1: never"
+    )
+    batch_wait_ms: float = Field(
+        2.0, ge=0, le=1000, description="a batch waits so long for the clients of the one before; a lone request never"
+    )
     deadline_seconds: float = Field(
         30.0,
         gt=0,

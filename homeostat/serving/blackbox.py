@@ -7,7 +7,7 @@ import logging
 import mmap
 import struct
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from hashlib import blake2b
 from pathlib import Path
 
@@ -26,7 +26,9 @@ MAX_KILLERS = 1000
 
 _BEAT = struct.Struct("<Q")
 _HEAD = struct.Struct("<II64s")  # kind, length of what follows, manifest digest of the version
-_COPIED, _FINGERPRINT = 1, 2
+_COPIED, _FINGERPRINT, _BATCH = 1, 2, 3
+_DIGITS = 32
+"""Of a fingerprint."""
 _SLOT = _HEAD.size + SLOT_BYTES
 SIZE = _BEAT.size + SLOTS * _SLOT
 """Bytes of the shared file."""
@@ -72,24 +74,43 @@ class BlackBox:
         _HEAD.pack_into(self._map, at, kind, len(data), manifest_sha256.encode())
         return slot
 
+    def enter_batch(self, fingerprints: Sequence[str]) -> int:
+        """Note requests that are about to be computed together; return their slot, for `leave`."""
+        try:
+            slot = self._free.pop()
+        except IndexError:
+            return -1
+        at, data = _BEAT.size + slot * _SLOT, "".join(fingerprints).encode()[:SLOT_BYTES]
+        body = at + _HEAD.size
+        self._map[body : body + len(data)] = data
+        _HEAD.pack_into(self._map, at, _BATCH, len(data), b"")
+        return slot
+
     def leave(self, slot: int) -> None:
-        """Forget a request that has been computed."""
+        """Forget what has been computed."""
         if slot >= 0:
             _HEAD.pack_into(self._map, _BEAT.size + slot * _SLOT, 0, 0, b"")
             self._free.append(slot)
 
     def inside(self) -> list[str]:
-        """Return the fingerprints of the requests that are noted."""
-        found = []
+        """Return the fingerprints of the requests that are computed each by itself."""
+        return [
+            data.decode() if kind == _FINGERPRINT else fingerprint(digest.rstrip(b"\0").decode(), data)
+            for kind, digest, data in self._noted()
+            if kind != _BATCH
+        ]
+
+    def together(self) -> list[str]:
+        """Return the fingerprints of the requests that are computed in batches: any of them may be at fault."""
+        texts = [data.decode() for kind, _, data in self._noted() if kind == _BATCH]
+        return [text[at : at + _DIGITS] for text in texts for at in range(0, len(text), _DIGITS)]
+
+    def _noted(self) -> Iterator[tuple[int, bytes, bytes]]:
         for slot in range(SLOTS):
             at = _BEAT.size + slot * _SLOT
             kind, length, digest = _HEAD.unpack_from(self._map, at)
             if kind:
-                data = self._map[at + _HEAD.size : at + _HEAD.size + length]
-                found.append(
-                    data.decode() if kind == _FINGERPRINT else fingerprint(digest.rstrip(b"\0").decode(), data)
-                )
-        return found
+                yield kind, digest, self._map[at + _HEAD.size : at + _HEAD.size + length]
 
     def close(self) -> None:
         """Unmap the file."""
@@ -104,6 +125,9 @@ class Killers:
         self.path = path
         self.refused: frozenset[str] = frozenset()
         """Fingerprints of the requests that are computed no more."""
+        self.suspects: frozenset[str] = frozenset()
+        """Fingerprints of requests that were there when a worker died: each is computed by itself, until `clear`."""
+        self._cleared: set[str] = set()
         self._deaths: dict[str, int] = {}
         self._read_at = -1
 
@@ -124,14 +148,23 @@ class Killers:
             log.error("%s cannot be read (%s); it refuses no request until it can", self.path, error)
             self._deaths = {}
         self.refused = frozenset(key for key, deaths in self._deaths.items() if deaths >= DEATHS)
+        self._cleared &= self._deaths.keys()
+        self.suspects = frozenset(self._deaths) - self._cleared
 
-    def note(self, fingerprints: Iterable[str]) -> None:
-        """Count a death for each of these requests."""
+    def clear(self, fingerprint: str) -> None:
+        """Let a request that was computed by itself, and did no harm, into batches again."""
+        self._cleared.add(fingerprint)
+        self.suspects -= {fingerprint}
+
+    def note(self, fingerprints: Iterable[str], together: Iterable[str] = ()) -> None:
+        """Count a death for each of these requests; those that were computed together are only suspected."""
         self.read()
         if self.path is None:
             return
         for one in fingerprints:
             self._deaths[one] = self._deaths.pop(one, 0) + 1
+        for one in together:
+            self._deaths.setdefault(one, 0)
         newest = dict(list(self._deaths.items())[-MAX_KILLERS:])
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -147,7 +180,7 @@ class Guard:
 
     def __init__(self, box: BlackBox | None = None, killers: Killers | None = None) -> None:
         self.box, self.killers = box or BlackBox(-1), killers or Killers()
-        self.leave = self.box.leave
+        self.leave, self.enter_batch = self.box.leave, self.box.enter_batch
 
     def enter(self, manifest_sha256: str, packed: bytes) -> int:
         """Return the slot of a request that may be computed, for `leave`; raises RequestInvalid."""
@@ -158,3 +191,12 @@ class Guard:
                 status=422,
             )
         return self.box.enter(manifest_sha256, packed)
+
+    def is_suspect(self, manifest_sha256: str, packed: bytes) -> bool:
+        """Return whether a request must be computed by itself: one that was computed with it may have killed."""
+        suspects = self.killers.suspects
+        return bool(suspects) and fingerprint(manifest_sha256, packed) in suspects
+
+    def clear(self, manifest_sha256: str, packed: bytes) -> None:
+        """Note that a suspect has been computed by itself, and the process lives."""
+        self.killers.clear(fingerprint(manifest_sha256, packed))

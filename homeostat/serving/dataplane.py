@@ -7,17 +7,16 @@ import math
 import os
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
 import orjson
-from onnxruntime import RunOptions
 
 from homeostat.client import client_id, current
 from homeostat.dataset import Array
 from homeostat.errors import RequestInvalid, ServingError
 from homeostat.masking import parse_slices
+from homeostat.serving.batching import Batcher
 from homeostat.serving.blackbox import Guard
 from homeostat.serving.board import Board
 from homeostat.serving.capture.recorder import Recorder
@@ -29,7 +28,6 @@ from homeostat.serving.metrics import Arm, Metrics, Protocol
 from homeostat.serving.repository import MODEL_NAME, ModelState, Repository
 from homeostat.serving.rollout.trial import Trial
 from homeostat.serving.served import Computed, Served
-from homeostat.serving.session import make_run_options
 from homeostat.tensors import pack
 
 MAX_ID = 128
@@ -37,8 +35,6 @@ MAX_ENTITY = 256
 MAX_LABELS = 65_536
 """Labels in one feedback request."""
 MAX_ITEMS = 10_000
-MAX_QUEUED = 64
-"""Calls that wait for the thread; more are answered 503."""
 
 
 class ModelNotFound(RequestInvalid):
@@ -173,13 +169,12 @@ class DataPlane:
         self.trials: Mapping[str, Trial] = {}
         """The rollouts in progress, by model; replaced whole."""
         self.explainer = Explainer(self.guard)
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="infer")
-        self._queued = 0
+        self._batcher = Batcher(self.guard)
 
     def close(self) -> None:
         """End the threads; calls in them are finished first."""
         self.explainer.close()
-        self._thread.shutdown()
+        self._batcher.close()
 
     def state(self, name: str) -> ModelState:
         """Return what is loaded of a model; raises ModelNotFound, or Forbidden when the client may not use it."""
@@ -216,8 +211,8 @@ class DataPlane:
 
     @property
     def queued(self) -> int:
-        """Requests that wait for the inference thread, or are in it."""
-        return self._queued
+        """Requests that wait for the inference thread."""
+        return self._batcher.queued
 
     async def answer(
         self, protocol: Protocol, find: Callable[[], Served], decode: Callable[[Served], InferRequest]
@@ -264,7 +259,7 @@ class DataPlane:
                 finally:
                     self.guard.leave(slot)
             else:
-                answers = await self._in_thread(served, request.tensors, packed)
+                answers = await self._in_thread(served, request.tensors, rows, packed)
         except RequestInvalid as error:
             served.metrics.refused(request.arm, request.protocol, error.status)
             raise
@@ -295,28 +290,12 @@ class DataPlane:
         rows, _ = served.check(tensors)
         return await self.explainer.explain(served, tensors, rows, pack(tensors), options)
 
-    async def _in_thread(self, served: Served, tensors: Mapping[str, Array], packed: bytes) -> list[Array]:
-        if self._queued >= MAX_QUEUED:
-            raise NotServing(f"{self._queued} requests wait for {served.ref.model!r} already; try again in a second")
-        self._queued += 1
-        options = make_run_options()
+    async def _in_thread(self, served: Served, tensors: Mapping[str, Array], rows: int, packed: bytes) -> list[Array]:
         try:
             async with asyncio.timeout(served.deadline_seconds):
-                loop = asyncio.get_running_loop()
-                return await loop.run_in_executor(self._thread, self._compute, served, tensors, packed, options)
+                return await self._batcher.run(served, tensors, rows, packed)
         except TimeoutError as error:
             raise DeadlineExceeded(served) from error
-        finally:
-            options.terminate = True  # it has answered, or nobody waits for it any more: its client may have left
-            self._queued -= 1
-
-    def _compute(self, served: Served, tensors: Mapping[str, Array], packed: bytes, options: RunOptions) -> list[Array]:
-        """Run the graph in the thread, and note it just so long: what waits has killed nobody."""
-        slot = self.guard.enter(served.ref.manifest_sha256, packed)
-        try:
-            return served.session.run_until_told(tensors, options)
-        finally:
-            self.guard.leave(slot)
 
     def _record(
         self,

@@ -11,7 +11,8 @@ from prometheus_client.registry import Collector
 
 from homeostat import __version__
 from homeostat.serving.accesslog import AccessLog
-from homeostat.serving.dataplane import MAX_QUEUED, DataPlane
+from homeostat.serving.batching import MAX_QUEUED
+from homeostat.serving.dataplane import DataPlane
 from homeostat.serving.rest.connections import Connections
 
 
@@ -66,7 +67,7 @@ class Gauges(Collector):
         yield _gauge("requests_waiting", "HTTP requests that have come whole and have no answer yet.", http.waiting)
         yield _gauge("requests_waiting_limit", "Requests that may wait; more are answered 503.", http.max_waiting)
         yield _gauge("bodies_held_bytes", "Bytes of large HTTP bodies without an answer.", http.total_held)
-        yield _gauge("queue_length", "Requests that wait for the inference thread, or are in it.", self._plane.queued)
+        yield _gauge("queue_length", "Requests that wait for the inference thread.", self._plane.queued)
         yield _gauge("queue_limit", "Requests that may wait; more are answered 503.", MAX_QUEUED)
         explanations = CounterMetricFamily(
             "homeostat_explanations", "Requests for explanations by what became of them.", labels=("outcome",)

@@ -14,6 +14,8 @@ from prometheus_client.registry import Collector, CollectorRegistry
 
 BUCKETS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0)
 """Upper ends of the duration histogram, in seconds."""
+BATCH_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
+"""Upper ends of the batch histogram, in rows."""
 RETIRED = 16
 """Versions of a model whose counts are kept although they are no longer loaded: labels stay bounded."""
 CONTENT_TYPE = CONTENT_TYPE_LATEST
@@ -38,12 +40,15 @@ class Series:
 class VersionMetrics:
     """Counts of one version; only the event loop adds to them, so no lock is needed."""
 
-    __slots__ = ("model", "out_of_range", "rows", "series", "version")
+    __slots__ = ("batch_buckets", "batch_rows", "model", "out_of_range", "rows", "series", "version")
 
     def __init__(self, model: str, version: int) -> None:
         self.model, self.version = model, str(version)
         self.series: dict[tuple[Arm, Protocol], Series] = {}
         self.rows = self.out_of_range = 0
+        self.batch_rows = 0
+        """Of these, the rows that were computed in the thread, by a version that is batched."""
+        self.batch_buckets = [0] * (len(BATCH_BUCKETS) + 1)
 
     @property
     def statuses(self) -> dict[int, int]:
@@ -73,6 +78,11 @@ class VersionMetrics:
         """Count one request that got an error."""
         one = self._series(arm, protocol)
         one.statuses[status] = one.statuses.get(status, 0) + 1
+
+    def batched(self, rows: int) -> None:
+        """Count one run of the graph with the rows of one request, or of several."""
+        self.batch_buckets[bisect_left(BATCH_BUCKETS, rows)] += 1
+        self.batch_rows += rows
 
     def _series(self, arm: Arm, protocol: Protocol) -> Series:
         one = self.series.get((arm, protocol))
@@ -147,7 +157,13 @@ class Metrics(Collector):
         )
         rows = CounterMetricFamily("homeostat_rows", "Rows answered.", labels=version)
         outside = CounterMetricFamily("homeostat_out_of_range", "Values outside the contract's range.", labels=version)
+        batches = HistogramMetricFamily(
+            "homeostat_batch_rows",
+            "Rows that the graph was given at once, by versions that are batched; of one request, or of several.",
+            labels=version,
+        )
         names = [*(str(edge) for edge in BUCKETS), "+Inf"]
+        batch_names = [*(f"{edge}.0" for edge in BATCH_BUCKETS), "+Inf"]
         for counts in list(self.versions.values()):
             for (arm, protocol), one in list(counts.series.items()):
                 key = (counts.model, counts.version, arm, protocol)
@@ -157,9 +173,12 @@ class Metrics(Collector):
                 inference.add_metric(key, one.inference_seconds)
             rows.add_metric((counts.model, counts.version), counts.rows)
             outside.add_metric((counts.model, counts.version), counts.out_of_range)
+            if counts.batch_rows:
+                found = list(zip(batch_names, accumulate(counts.batch_buckets), strict=True))
+                batches.add_metric((counts.model, counts.version), found, counts.batch_rows)
         for status, count in list(self.refused.items()):
             requests.add_metric(("", "", "", "", str(status)), count)
         swaps = CounterMetricFamily("homeostat_swaps", "Changes of the live version.", labels=("model",))
         for model, count in list(self.swaps.items()):
             swaps.add_metric((model,), count)
-        yield from (requests, duration, inference, rows, outside, swaps)
+        yield from (requests, duration, inference, rows, outside, batches, swaps)

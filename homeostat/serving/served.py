@@ -25,6 +25,10 @@ INLINE_SECONDS = 0.002
 """A call expected to be shorter runs in the event loop; a thread would cost more than it frees."""
 
 
+BATCH_GAIN = 0.8
+"""A version is batched if a further row costs at most this share of a call with one."""
+
+
 def _check_signature(session: Session, specs: tuple[TensorSpec, ...], where: str) -> None:
     wanted = {spec.name: (spec.dtype, spec.shape) for spec in specs}
     found = {
@@ -73,7 +77,10 @@ class Served:
     session: Session
     inline_rows: int
     """A call of at most this many rows runs in the event loop."""
-    batch_invariant: bool
+    batch_rows: int
+    """Rows of several requests that are computed together at most; 1 is never."""
+    batch_wait_seconds: float
+    """How long a batch may wait for the clients of the one before."""
     loaded: float
     metrics: VersionMetrics
     rollout: RolloutConfig
@@ -94,6 +101,8 @@ class Served:
         one, further = time_rows(session, bundle.golden)
         rows = 1 + int((INLINE_SECONDS - one) / max(further, 1e-9)) if one < INLINE_SECONDS else 0
         serve = bundle.manifest.serve
+        open_rows = all(not isinstance(shape[0], int) for _, shape in session.inputs.values())
+        batched = batch_invariant and open_rows and further <= BATCH_GAIN * one
         try:
             mask = Mask.make(serve, bundle.contract, salt)
         except ConfigError as error:
@@ -119,7 +128,8 @@ class Served:
             classes=bundle.manifest.classes,
             session=session,
             inline_rows=min(rows, serve.max_rows),
-            batch_invariant=batch_invariant,
+            batch_rows=serve.max_batch_rows if batched else 1,
+            batch_wait_seconds=min(serve.batch_wait_ms / 1000, one),  # waiting for longer than a call never pays
             loaded=time.time(),
             metrics=metrics,
             rollout=bundle.manifest.rollout,

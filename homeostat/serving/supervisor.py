@@ -167,7 +167,7 @@ class Supervisor:
         except subprocess.TimeoutExpired:
             worker.process.kill()
             code = worker.process.wait()
-        inside = worker.box.inside()
+        inside, together = worker.box.inside(), worker.box.together()
         worker.release()
         if self._deadline is not None:
             self._code = self._code or (code if code > 0 else 0)
@@ -179,10 +179,10 @@ class Supervisor:
         how = f"signal {signal.Signals(-code).name}" if code < 0 else f"code {code}"
         log.error(
             "worker %d (process %d) ended with %s; %d requests were in it",
-            worker.index, worker.process.pid, how, len(inside),
+            worker.index, worker.process.pid, how, len(inside) + len(together),
         )  # fmt: skip
         if code < 0:
-            self._killers.note(inside)
+            self._killers.note(inside, together)
         young = time.monotonic() - worker.since < EARLY_SECONDS
         times = self._early[worker.index] = self._early.get(worker.index, 0) + 1 if young else 0
         wait = min(MAX_WAIT_SECONDS, 0.1 * 2**times) if times > 1 else 0.0

@@ -8,6 +8,7 @@ from typing import Any
 import orjson
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
+from homeostat.serving.batching import departed
 from homeostat.serving.rest.app import MAX_BODY
 from homeostat.serving.rest.connections import Connections
 
@@ -154,6 +155,7 @@ class Connection(HttpToolsProtocol):  # type: ignore[misc]
             self._refuse(431, f"{len(self.headers)} headers, at most {MAX_HEADERS}")
         if len(self.pipeline) >= MAX_PIPELINED:
             self._refuse(429, f"{MAX_PIPELINED} requests wait on this connection; read their answers first")
+        departed.set(self.transport.is_closing)  # the task that answers gets a copy of this context
         super().on_headers_complete()
         if self._draining:
             self.cycle.keep_alive = False

@@ -8,13 +8,17 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from onnxruntime import RunOptions
+
 from homeostat.dataset import Array
 from homeostat.errors import RequestInvalid
 from homeostat.guards import PAIRED, Evidence
 from homeostat.records import Rollout
+from homeostat.serving.batching import Batcher, Departed
 from homeostat.serving.rollout.counts import Assignment, Counts, draw, is_finite
 from homeostat.serving.rollout.lane import Lane
 from homeostat.serving.served import Computed, Served
+from homeostat.serving.session import make_run_options
 from homeostat.tensors import pack
 
 if TYPE_CHECKING:
@@ -66,6 +70,9 @@ class Trial:
         """Why the candidate is out; empty while it is on trial."""
         self.share = row.weight
         self.lane = Lane(f"{row.mode} v{candidate.ref.version}", LANE_SIZE)
+        self._batcher = Batcher(plane.guard, f"{row.mode} v{candidate.ref.version} batches")
+        self._shadowing: RunOptions | None = None
+        """Of what the lane computes now."""
         self.counts = Counts(
             evidence,
             self.config.guards,
@@ -87,15 +94,19 @@ class Trial:
     def learn(self) -> None:
         """Take the control's quantiles of now as limits for the requests that come, and notice a call that hangs."""
         self.counts.learn()
-        late = int(self.lane.busy_seconds() * 1000 / self.config.guards.timeout_ms)
+        options, busy = self._shadowing, self.lane.busy_seconds()
+        if options is not None and busy > self.candidate.deadline_seconds:
+            options.terminate = True
+        late = int(busy * 1000 / self.config.guards.timeout_ms)
         if self.row.mode == "shadow":  # in a canary the request itself notices
             for _ in range(late - self._late):
                 self.evidence.count_pair("errors", control=False, candidate=True)
         self._late = late
 
     def close(self) -> None:
-        """End the lane."""
+        """End the threads; what they compute may still end."""
         self.lane.close()
+        self._batcher.close(wait=False)
 
     async def answer(self, request: InferRequest) -> InferResponse:
         """Answer a request, which has an id, by the arm it belongs to; raises what the control raises."""
@@ -121,6 +132,9 @@ class Trial:
             if not is_finite(answers):
                 raise Unusable("the answer holds NaN or Inf")
             response = self._plane.finish(served, request, Computed(start, rows, outside, packed, answers))
+        except Departed as error:  # it says nothing about the version
+            served.metrics.refused(request.arm, request.protocol, error.status)
+            raise
         except RequestInvalid as error:
             refused, failed = error.status < 500, error.status >= 500
             served.metrics.refused(request.arm, request.protocol, error.status)
@@ -138,7 +152,7 @@ class Trial:
             self.counts.remember(request.id, at, response.outputs, candidate=True)
         return response
 
-    def _compute(self, tensors: Mapping[str, Array], packed: bytes) -> list[Array]:
+    def _compute_inline(self, tensors: Mapping[str, Array], packed: bytes) -> list[Array]:
         guard = self._plane.guard
         slot = guard.enter(self.candidate.ref.manifest_sha256, packed)
         try:
@@ -146,19 +160,28 @@ class Trial:
         finally:
             guard.leave(slot)
 
+    def _compute_in_lane(self, tensors: Mapping[str, Array]) -> list[Array]:
+        guard = self._plane.guard
+        slot = guard.enter(self.candidate.ref.manifest_sha256, pack(tensors))
+        self._shadowing = options = make_run_options()
+        try:
+            return self.candidate.session.run_until_told(tensors, options)
+        finally:
+            self._shadowing = None
+            guard.leave(slot)
+
     async def _run(self, tensors: Mapping[str, Array], rows: int, packed: bytes) -> list[Array]:
         if rows <= self.candidate.inline_rows:
-            return self._compute(tensors, packed)
-        future = self.lane.submit(self._compute, tensors, packed)
-        if future is None:
-            raise TimeoutError(f"{LANE_SIZE} requests wait for the version on trial already")
-        answers: list[Array] = await asyncio.wait_for(asyncio.wrap_future(future), self.config.guards.timeout_ms / 1000)
-        return answers
+            return self._compute_inline(tensors, packed)
+        async with asyncio.timeout(self.config.guards.timeout_ms / 1000):
+            return await self._batcher.run(self.candidate, tensors, rows, packed)
 
     async def _ask_control(self, request: InferRequest, at: Assignment) -> InferResponse:
         start = time.perf_counter()
         try:
             response = await self._plane.infer_on(self.control, request)
+        except Departed:
+            raise
         except Exception as error:
             refused = isinstance(error, RequestInvalid) and error.status < 500
             self.counts.count("contract", candidate=False, bad=refused, at=at)
@@ -178,6 +201,8 @@ class Trial:
         start = time.perf_counter()
         try:
             response = await self._plane.infer_on(self.control, request)
+        except Departed:
+            raise
         except Exception as error:
             refused = isinstance(error, RequestInvalid) and error.status < 500
             if not self.out:
@@ -200,7 +225,7 @@ class Trial:
         outside, answers = 0, None
         try:
             rows, outside = served.check(request.tensors)
-            answers = self._compute(request.tensors, pack(request.tensors))
+            answers = self._compute_in_lane(request.tensors)
             failed = not is_finite(answers)
             taken = time.thread_time() - start
             served.metrics.answered("shadow", request.protocol, taken, taken, rows, outside)

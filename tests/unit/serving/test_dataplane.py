@@ -11,7 +11,8 @@ import pytest
 
 from homeostat.errors import RequestInvalid
 from homeostat.serving import metrics
-from homeostat.serving.dataplane import MAX_QUEUED, make_id
+from homeostat.serving.batching import MAX_QUEUED
+from homeostat.serving.dataplane import make_id
 from homeostat.serving.jsonlog import JsonLines
 from tests.bundles import make_bundle
 
@@ -38,10 +39,10 @@ def test_a_fast_graph_runs_in_the_event_loop_up_to_its_rows(toy):
 def test_a_slow_graph_runs_in_a_thread_and_is_bounded(slow):
     assert live(slow).inline_rows == 0
     assert slow.infer(BODY).json()["outputs"][0]["data"] == [4.0]
-    slow.app._plane._queued = MAX_QUEUED
+    slow.plane._batcher._count = MAX_QUEUED
     answer = slow.infer(BODY)
     assert (answer.status_code, answer.headers["retry-after"]) == (503, "1")
-    slow.app._plane._queued = 0
+    slow.plane._batcher._count = 0
     assert slow.infer(BODY).status_code == 200
     assert live(slow).metrics.statuses == {200: 2, 503: 1}
     slow.app._plane.close()
