@@ -9,9 +9,12 @@ import signal
 import struct
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from typing import IO
 
 from homeostat.errors import BundleInvalid, PreflightFailed
 
@@ -63,10 +66,15 @@ def preflight(
         start_new_session=True,  # Ctrl-C on the server is not a verdict on the bundle
     )
     with process:
+        # communicate() sends nothing more once it has timed out (Python 3.11), and it is asked to look up often
+        stdin, process.stdin = process.stdin, None
+        feeder = threading.Thread(target=_feed, args=(stdin, (head, onnx, golden)), name="preflight", daemon=True)
+        feeder.start()
         try:
-            stdout, stderr = _communicate(process, b"".join((head, onnx, golden)), where, wall_seconds, interrupted)
+            stdout, stderr = _communicate(process, where, wall_seconds, interrupted)
         finally:
-            process.kill()
+            process.kill()  # which ends the feeder too: nobody reads
+            feeder.join()
     code = process.returncode
     if code < 0:
         name = signal.Signals(-code).name
@@ -82,16 +90,22 @@ def preflight(
         raise PreflightFailed(f"{where}: preflight ended with code {code} and no report: {tail}") from error
 
 
+def _feed(stdin: IO[bytes] | None, parts: Sequence[bytes]) -> None:
+    if stdin is None:
+        raise ValueError("the process has no pipe to its stdin")
+    with suppress(BrokenPipeError), stdin:  # it has ended, and its code says why
+        for part in parts:
+            stdin.write(part)
+
+
 def _communicate(
-    process: subprocess.Popen[bytes], data: bytes, where: str, wall_seconds: float, interrupted: Callable[[], bool]
+    process: subprocess.Popen[bytes], where: str, wall_seconds: float, interrupted: Callable[[], bool]
 ) -> tuple[bytes, bytes]:
     deadline = time.monotonic() + wall_seconds
-    first: bytes | None = data
     while True:
         try:
-            return process.communicate(first, timeout=max(0.0, min(LOOK_SECONDS, deadline - time.monotonic())))
+            return process.communicate(timeout=max(0.0, min(LOOK_SECONDS, deadline - time.monotonic())))
         except subprocess.TimeoutExpired as error:
-            first = None  # it is under way
             if time.monotonic() >= deadline:
                 text = f"{where}: preflight took over {wall_seconds:g} s; the graph is not served"
                 raise PreflightFailed(text) from error

@@ -17,7 +17,7 @@ from homeostat.errors import BundleInvalid, PreflightFailed
 from homeostat.golden import check_finite, read_golden
 from homeostat.serving.preflight import NICENESS, Interrupted, preflight
 from homeostat.serving.session import Session, check_golden
-from tests.bundles import chain, endless_loop, graph_bytes, identity, linear, make_bundle, memory_bomb, npz
+from tests.bundles import chain, endless_loop, graph_bytes, identity, linear, make_bundle, memory_bomb, npz, weighing
 
 ONES = np.ones((3, 4), np.float32)
 
@@ -31,6 +31,12 @@ def test_preflight_reports(tmp_path):
     report = preflight(bundle.onnx, bundle.golden, "here")
     assert report.batch_invariant
     assert 0 < report.seconds_one_row < 1
+
+
+def test_preflight_takes_a_graph_that_does_not_fit_into_the_pipe_before_it_looks_up(tmp_path, monkeypatch):
+    monkeypatch.setattr("homeostat.serving.preflight.LOOK_SECONDS", 0.001)  # the process has not begun to read by then
+    bundle = _opened(tmp_path, weighing(np.zeros(8_000_000, np.float32)))
+    assert preflight(bundle.onnx, bundle.golden, "here", wall_seconds=20).batch_invariant
 
 
 def test_preflight_takes_every_dtype(tmp_path):
