@@ -3,7 +3,17 @@
 import subprocess
 import sys
 
-EACH = ("overhead", "serving", "features", "swaps", "rollback", "challengers", "start", "chaos --seconds 600")
+EACH = (
+    "overhead",
+    "serving",
+    "features",
+    "batching",
+    "swaps",
+    "rollback",
+    "challengers",
+    "start",
+    "chaos --seconds 600",
+)
 """The hour of chaos is its default: ask for it alone."""
 
 for line in EACH:

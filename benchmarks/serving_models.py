@@ -31,6 +31,8 @@ class Workload:
     """Rows of the request."""
     channels: tuple[int, ...] = ()
     """Of convolutions in front of the dense layers, each of which halves the image that a row then is."""
+    scale: float = 0.1
+    """Standard deviation of the dense layers' weights."""
 
     def onnx(self) -> bytes:
         """Dense layers with ReLU, a softmax at the end, random weights: x [n, width] -> output [n, last]."""
@@ -39,7 +41,7 @@ class Workload:
         for place, (before, after) in enumerate(zip(self.layers, self.layers[1:], strict=False)):
             last = place == len(self.layers) - 2
             weights += [
-                numpy_helper.from_array(rng.normal(0, 0.1, (before, after)).astype(np.float32), f"w{place}"),
+                numpy_helper.from_array(rng.normal(0, self.scale, (before, after)).astype(np.float32), f"w{place}"),
                 numpy_helper.from_array(np.zeros(after, np.float32), f"b{place}"),
             ]
             end = "output" if last else f"h{place}"
@@ -67,8 +69,8 @@ class Workload:
         shape = (self.batch if count is None else count, self.width)
         return np.random.default_rng(2).random(shape).round(4).astype(np.float32)
 
-    def bundle(self, home: Path, *, capture: bool = True) -> BundleRef:
-        """A signed bundle with a contract of one range for each column."""
+    def bundle(self, home: Path, **serve: Any) -> BundleRef:
+        """A signed bundle with a contract of one range for each column. serve: what is not as by default."""
         width = self.width
         spec = TensorSpec(name="x", dtype="float32", shape=(width,), minimum=(0.0,) * width, maximum=(1.0,) * width)
         target = ColumnSpec(name="target", dtype="int64", null_share=0.0, minimum=0.0, maximum=9.0)
@@ -81,9 +83,7 @@ class Workload:
             self.onnx(),
             contract,
             b"{}",
-            ProjectConfig(
-                name=self.name, project="bench:Bench", task="classification", serve=ServeConfig(capture=capture)
-            ),
+            ProjectConfig(name=self.name, project="bench:Bench", task="classification", serve=ServeConfig(**serve)),
             Lineage("bench", "0" * 64, "0" * 64, "0" * 64, "0" * 40),
             reference.getvalue(),
             {"x": self.rows(8)},

@@ -77,6 +77,8 @@ class Served:
     session: Session
     inline_rows: int
     """A call of at most this many rows runs in the event loop."""
+    batch_invariant: bool
+    """Whether a row's answer depends on no other row of its batch."""
     batch_rows: int
     """Rows of several requests that are computed together at most; 1 is never."""
     batch_wait_seconds: float
@@ -128,6 +130,7 @@ class Served:
             classes=bundle.manifest.classes,
             session=session,
             inline_rows=min(rows, serve.max_rows),
+            batch_invariant=batch_invariant,
             batch_rows=serve.max_batch_rows if batched else 1,
             batch_wait_seconds=min(serve.batch_wait_ms / 1000, one),  # waiting for longer than a call never pays
             loaded=time.time(),
