@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise, product
 from typing import NamedTuple
@@ -97,78 +97,61 @@ def attribute(
     have not come yet have a background row's values (Štrumbelj and Kononenko 2014, algorithm 1,
     with every background row in each order). Raises OutOfTime.
     """
-    count = len(players.names)
-    ends = _Ends(evaluate, row, background)
+    game = _Game(evaluate, row, background, players, in_time, chunk_rows)
     pairs: list[Array] = []
     while 2 * len(pairs) < permutations:
-        order = rng.permutation(count)
+        order = rng.permutation(len(players.names))
         try:
-            there = _marginal(evaluate, row, background, players, order, ends, in_time, chunk_rows)
-            back = _marginal(evaluate, row, background, players, order[::-1], ends, in_time, chunk_rows)
+            pairs.append((game.marginal(order) + game.marginal(order[::-1])) / 2)
         except OutOfTime:
             if not pairs:
                 raise
             break
-        pairs.append((there + back) / 2)
     done = np.stack(pairs)
     errors = done.std(axis=0, ddof=1) / np.sqrt(len(pairs)) if len(pairs) > 1 else None
-    return Attribution(ends.prediction, ends.base, done.mean(axis=0), errors, 2 * len(pairs))
+    return Attribution(game.prediction, game.base, done.mean(axis=0), errors, 2 * len(pairs))
 
 
-class _Ends:
-    """The answers before the first player has come, and after the last."""
+class _Game:
+    """What players add to an answer when they come in an order."""
 
-    def __init__(self, evaluate: Evaluate, row: Mapping[str, Array], background: Mapping[str, Array]) -> None:
+    def __init__(
+        self,
+        evaluate: Evaluate,
+        row: Mapping[str, Array],
+        background: Mapping[str, Array],
+        players: Players,
+        in_time: Callable[[], bool],
+        chunk_rows: int,
+    ) -> None:
+        self._evaluate, self._row, self._background, self._players = evaluate, row, background, players
+        self._in_time = in_time
+        rows = len(next(iter(background.values())))
+        size = sum(values.nbytes for values in background.values())
+        self._steps = max(1, min(chunk_rows // rows, CHUNK_BYTES // max(1, size)))
+        """So many players come between two calls of `evaluate`."""
         self.prediction = float(evaluate({name: values[None] for name, values in row.items()})[0])
         self.base = float(evaluate(background).mean())
 
+    def marginal(self, order: Array) -> Array:
+        """Return what each player [players] adds; raises OutOfTime."""
+        came = np.empty(len(order), np.int64)
+        came[order] = np.arange(len(order))
+        means = []
+        for start in range(1, len(order), self._steps):
+            if not self._in_time():
+                raise OutOfTime
+            means.append(self._composed(came, np.arange(start, min(start + self._steps, len(order)))))
+        added = np.empty(len(order))
+        added[order] = np.diff(np.concatenate([[self.base], *means, [self.prediction]]))
+        return added
 
-def _marginal(
-    evaluate: Evaluate,
-    row: Mapping[str, Array],
-    background: Mapping[str, Array],
-    players: Players,
-    order: Array,
-    ends: _Ends,
-    in_time: Callable[[], bool],
-    chunk_rows: int,
-) -> Array:
-    """Return what each player [players] adds when they come in an order."""
-    came = np.empty(len(order), np.int64)
-    came[order] = np.arange(len(order))
-    means = []
-    for steps in _chunks(len(order), background, chunk_rows):
-        if not in_time():
-            raise OutOfTime
-        means.append(_composed(evaluate, row, background, players, came, steps))
-    values = np.concatenate([[ends.base], *means, [ends.prediction]])
-    added = np.empty(len(order))
-    added[order] = np.diff(values)
-    return added
-
-
-def _chunks(count: int, background: Mapping[str, Array], chunk_rows: int) -> Iterator[Array]:
-    """Yield how many players have come, 1 to count - 1, so many steps at once that their rows fit into a chunk."""
-    rows = len(next(iter(background.values())))
-    size = sum(values.nbytes for values in background.values())
-    step = max(1, min(chunk_rows // rows, CHUNK_BYTES // max(1, size)))
-    for start in range(1, count, step):
-        yield np.arange(start, min(start + step, count))
-
-
-def _composed(
-    evaluate: Evaluate,
-    row: Mapping[str, Array],
-    background: Mapping[str, Array],
-    players: Players,
-    came: Array,
-    steps: Array,
-) -> Array:
-    """Return the mean answer [steps] over background rows whose first players have the row's values."""
-    inputs = {}
-    for name, values in background.items():
-        own = came[players.places[name]] < steps.reshape(-1, *[1] * (values.ndim - 1))  # [steps, ...]
-        mixed = np.where(own[:, None], row[name], values[None])  # [steps, b, ...]
-        inputs[name] = mixed.reshape(-1, *values.shape[1:])
-    means: Array = evaluate(inputs).reshape(len(steps), -1).mean(axis=1)
-    return means
+    def _composed(self, came: Array, steps: Array) -> Array:
+        """Return the mean answer [steps] over background rows whose first players have the row's values."""
+        inputs = {}
+        for name, values in self._background.items():
+            own = came[self._players.places[name]] < steps.reshape(-1, *[1] * (values.ndim - 1))  # [steps, ...]
+            mixed = np.where(own[:, None], self._row[name], values[None])  # [steps, b, ...]
+            inputs[name] = mixed.reshape(-1, *values.shape[1:])
+        means: Array = self._evaluate(inputs).reshape(len(steps), -1).mean(axis=1)
+        return means

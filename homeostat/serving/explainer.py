@@ -15,6 +15,7 @@ from typing import Annotated, Any
 
 import numpy as np
 import orjson
+from onnxruntime import RunOptions
 from pydantic import Field, ValidationError
 
 from homeostat.contract import WHOLE, Strict
@@ -23,6 +24,7 @@ from homeostat.errors import Forbidden, RequestInvalid
 from homeostat.explanation import Attribution, OutOfTime, Players, attribute
 from homeostat.serving.blackbox import Guard
 from homeostat.serving.served import Served
+from homeostat.serving.session import make_run_options
 
 MAX_ROWS = 16
 """Rows in one request."""
@@ -77,10 +79,13 @@ class Explainer:
         self._waiting = 0
         self._remembered: OrderedDict[bytes, bytes] = OrderedDict()
         self._closed = threading.Event()
+        self._running: RunOptions | None = None
 
     def close(self) -> None:
         """End the thread; what it computes is given up."""
         self._closed.set()
+        if self._running is not None:
+            self._running.terminate = True
         self._thread.shutdown(cancel_futures=True)
 
     async def explain(
@@ -150,11 +155,23 @@ class Explainer:
     def _noted(
         self, served: Served, background: Mapping[str, Array], tensors: Mapping[str, Array], packed: bytes, *what: Any
     ) -> bytes:
-        """Explain, and note it for just so long: a row that ends the process by itself does so here too."""
+        """Explain, and note it for just so long: a row that ends the process by itself does so here too.
+
+        One call of a slow graph may take longer than all should: it is ended after twice the time.
+        """
         slot = self._guard.enter(served.ref.manifest_sha256, packed)
+        running = self._running = make_run_options()
+        timer = threading.Timer(2 * SECONDS, setattr, (running, "terminate", True))
+        timer.daemon = True
+        timer.start()
         try:
-            return self._compute(served, background, tensors, *what)
+            return self._compute(served, background, tensors, running, *what)
+        except Exception as error:
+            if running.terminate:
+                raise OutOfTime from error
+            raise
         finally:
+            timer.cancel()
             self._guard.leave(slot)
 
     def _compute(
@@ -162,6 +179,7 @@ class Explainer:
         served: Served,
         background: Mapping[str, Array],
         tensors: Mapping[str, Array],
+        running: RunOptions,
         output: int,
         size: int,
         options: Options,
@@ -173,11 +191,11 @@ class Explainer:
             row = {name: values[number] for name, values in tensors.items()}
             place = options.place
             if place is None:
-                place = self._largest(served, row, output) if size > 1 else 0
+                place = _largest(served, running, output, row) if size > 1 else 0
             places.append(place)
             found.append(
                 attribute(
-                    partial(_evaluate, served, output, size, place),
+                    partial(_evaluate, served, running, output, size, place),
                     row,
                     background,
                     players,
@@ -191,17 +209,21 @@ class Explainer:
     def _in_time(self, end: float) -> bool:
         return time.monotonic() < end and not self._closed.is_set()
 
-    def _largest(self, served: Served, row: Mapping[str, Array], output: int) -> int:
-        return int(np.argmax(served.session.run({name: values[None] for name, values in row.items()})[output]))
+
+def _largest(served: Served, running: RunOptions, output: int, row: Mapping[str, Array]) -> int:
+    answers = served.session.run_until_told({name: values[None] for name, values in row.items()}, running)
+    return int(np.argmax(answers[output]))
 
 
-def _evaluate(served: Served, output: int, size: int, place: int, inputs: Mapping[str, Array]) -> Array:
+def _evaluate(
+    served: Served, running: RunOptions, output: int, size: int, place: int, inputs: Mapping[str, Array]
+) -> Array:
     if served.batch_invariant:
-        answers: Array = served.session.run(inputs)[output]
+        answers: Array = served.session.run_until_told(inputs, running)[output]
     else:  # each row must be answered as it is alone
         rows = len(next(iter(inputs.values())))
         alone = [{name: values[i : i + 1] for name, values in inputs.items()} for i in range(rows)]
-        answers = np.concatenate([served.session.run(one)[output] for one in alone])
+        answers = np.concatenate([served.session.run_until_told(one, running)[output] for one in alone])
     return answers.reshape(-1, size)[:, place].astype(np.float64)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 
 import httpx
 import numpy as np
@@ -12,7 +13,8 @@ import pytest
 from homeostat.config import ServeConfig
 from homeostat.serving import explainer
 from homeostat.serving.explainer import MAX_WAITING
-from tests.bundles import make_bundle, softmax, two_inputs
+from homeostat.serving.session import Session
+from tests.bundles import make_bundle, slow, softmax, two_inputs
 from tests.unit.serving.conftest import make_plane
 from tests.unit.serving.test_repository import Store
 
@@ -131,6 +133,18 @@ def test_time_that_runs_out_is_said(explained, monkeypatch):
     assert "not explained within 0 s" in answer.json()["error"]
 
 
+def test_a_call_that_takes_too_long_is_ended(explained, monkeypatch):
+    monkeypatch.setattr(explainer, "SECONDS", 0.2)
+    served = explained.plane.find("toy")
+    graph = Session(slow(products=6000, size=600))  # ten seconds for one row
+    monkeypatch.setattr(served.session, "run_until_told", graph.run_until_told)
+    started = time.monotonic()
+    assert ask(explained, [[6, 2, 3, 4]]).status_code == 503
+    assert time.monotonic() - started < 5
+    monkeypatch.undo()
+    assert ask(explained, [[6, 2, 3, 4]]).status_code == 200
+
+
 def test_only_so_many_wait(explained, monkeypatch):
     begun, go = threading.Event(), threading.Event()
     compute = explained.plane.explainer._compute
@@ -162,13 +176,13 @@ def test_only_so_many_wait(explained, monkeypatch):
 def test_rows_are_asked_alone_where_they_depend_on_each_other(explained, monkeypatch):
     served = explained.plane.find("toy")
     sizes = set()
-    run = served.session.run
+    run = served.session.run_until_told
 
-    def watched(tensors):
+    def watched(tensors, options):
         sizes.add(len(tensors["x"]))
-        return run(tensors)
+        return run(tensors, options)
 
-    monkeypatch.setattr(served.session, "run", watched)
+    monkeypatch.setattr(served.session, "run_until_told", watched)
     object.__setattr__(served, "batch_invariant", False)
     try:
         assert ask(explained, [[7, 2, 3, 4]], permutations=2).status_code == 200
