@@ -129,9 +129,14 @@ def served(tmp_path: Path) -> Iterator[Server]:
 
 
 def hammer(port: int, stop: threading.Event, seen: list[tuple[int, int]]) -> None:
-    """Send requests on one connection, and note status and version of each answer; an error is status 0."""
+    """Send requests on one connection, one after `stop` too, and note status and version of each answer.
+
+    An error is status 0.
+    """
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
-    while not stop.is_set():
+    last = False
+    while not last:
+        last = stop.is_set()
         try:
             connection.request("POST", "/v2/models/toy/infer", BODY)
             answer = connection.getresponse()
