@@ -300,6 +300,75 @@ class ColumnDrift:
     p_value: float
     threshold: float
     drifted: bool
+    log_e: float | None = None
+    """Natural logarithm of the evidence against `no change since the version went live`, over all checks."""
+    importance: float | None = None
+    """Rise of the loss when the column is permuted, measured at training; in units of the loss."""
+    severity: float | None = None
+    """Size of the change times importance: the largest first is what to look at."""
+
+
+@dataclass(frozen=True)
+class Harm:
+    """What the labels that have come say of the live version's loss, overall or on one slice."""
+
+    name: str
+    """`all`, or `slice=value`."""
+    labels: int
+    """Labels counted since the version went live, or since the last alarm."""
+    loss: Interval
+    """Mean loss, in [0, 1], of this window's mature labels."""
+    tolerated: float
+    log_e: float
+    """Natural logarithm of the detector's statistic."""
+    threshold: float
+    """Natural logarithm of its average run length without harm, in labels."""
+    harmed: bool
+    since: str = ""
+    """UTC time (ISO 8601) at which the harm most likely began; empty without harm."""
+
+
+@dataclass(frozen=True)
+class Cohort:
+    """The requests answered in one stretch of time, by event time, whenever their labels came."""
+
+    start: str
+    end: str
+    answered: int
+    labelled: int
+    mature: bool
+    """Whether labels of this stretch have had time to come."""
+    metric: Interval | None = None
+    """Realized primary metric; None with too few labels."""
+
+
+@dataclass(frozen=True)
+class LabelDelay:
+    """How late labels come: seconds between answer and label, of the requests old enough to be labelled."""
+
+    p50: float | None
+    p90: float | None
+    coverage: float | None
+    """Share of the mature rows that have a label."""
+    horizon: float
+    """Age in seconds at which a row is mature."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """The primary metric estimated without labels, and its back-test against `no change`."""
+
+    metric: str
+    value: float
+    shown: bool
+    """Whether the back-test beat the constant; otherwise the estimate abstains."""
+    error: float | None
+    """Mean absolute error over past mature windows."""
+    constant_error: float | None
+    reason: str
+
+
+Conclusion = Literal["healthy", "drift", "harm", "inconclusive"]
 
 
 @dataclass(frozen=True)
@@ -324,3 +393,9 @@ class Monitoring:
     """The live version against its predecessor on the same labelled rows."""
     notes: tuple[str, ...] = ()
     """What a reader should know that is no drift: unreadable requests, labels that could not be used."""
+    conclusion: Conclusion = "inconclusive"
+    harm: tuple[Harm, ...] = ()
+    """Overall first, then the slices."""
+    cohorts: tuple[Cohort, ...] = ()
+    delay: LabelDelay | None = None
+    estimate: Estimate | None = None
