@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import asyncio
-import errno
 import gc
-import importlib.util
 import logging
 import os
 import signal
 import socket
+import ssl
+from collections.abc import Callable
+from contextlib import ExitStack
 from functools import partial
+from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import uvicorn
 
 from homeostat.bundle import load_public_key
-from homeostat.errors import ConfigError
 from homeostat.keys import load_salt
 from homeostat.sealing import load_keyring
 from homeostat.serving.access.authorization import Access
@@ -30,6 +31,7 @@ from homeostat.serving.dataplane import DataPlane
 from homeostat.serving.gauges import Gauges
 from homeostat.serving.grpc.listener import GrpcListener
 from homeostat.serving.jsonlog import log_to_stderr
+from homeostat.serving.listening import BACKLOG, bind_all
 from homeostat.serving.metrics import Metrics
 from homeostat.serving.observer import Observer
 from homeostat.serving.operators import Operators
@@ -55,7 +57,6 @@ DRAIN_SECONDS = 10
 KEEP_ALIVE_SECONDS = 75
 RESTORE_SECONDS = 10
 """How long a worker that comes back may load before it answers for what it has."""
-BACKLOG = 2048
 
 
 class _Server(uvicorn.Server):  # type: ignore[misc]
@@ -109,48 +110,10 @@ class _Server(uvicorn.Server):  # type: ignore[misc]
         self.should_exit = True
 
 
-def _bind(host: str, port: int, variable: str, backlog: int = 0) -> socket.socket:
-    """Return a bound socket, which listens if there is a backlog.
-
-    Raises ConfigError when the host is no address or the port is taken.
-    """
-    address = parse_host(host)
-    family = socket.AF_INET6 if address.version == 6 else socket.AF_INET
-    bound = socket.socket(family, socket.SOCK_STREAM)
-    bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        bound.bind((str(address), port))
-        if backlog:
-            bound.listen(backlog)
-    except OSError as error:
-        bound.close()
-        if error.errno not in (errno.EADDRINUSE, errno.EACCES):
-            raise
-        why = "is taken" if error.errno == errno.EADDRINUSE else "is not open to this user"
-        raise ConfigError(f"port {port} on {address} {why}; set {variable} to another one") from error
-    return bound
-
-
-def _bind_grpc(settings: Settings) -> socket.socket | None:
-    """Return the socket that keeps the gRPC port, or None when gRPC is not installed; raises ConfigError."""
-    if importlib.util.find_spec("grpc") is not None:
-        return _bind(settings.host, settings.grpc_port, "HOMEOSTAT_GRPC_PORT")
-    if "grpc_port" in settings.model_fields_set:
-        raise ConfigError("HOMEOSTAT_GRPC_PORT is set, but gRPC is not installed: pip install 'homeostat[serve,grpc]'")
-    log.info("gRPC is not installed, REST alone answers: pip install 'homeostat[serve,grpc]'")
-    return None
-
-
 def _connect(url: str) -> ControlStore:
     from homeostat.control.store import ControlStore  # in the thread: the server answers before SQLAlchemy is loaded
 
     return ControlStore(url)
-
-
-def _bind_all(settings: Settings) -> list[socket.socket]:
-    rest = _bind(settings.host, settings.port, "HOMEOSTAT_PORT", BACKLOG)
-    grpc = _bind_grpc(settings)
-    return [rest] if grpc is None else [rest, grpc]
 
 
 def serve(settings: Settings, post: Post) -> None:
@@ -163,12 +126,57 @@ def serve(settings: Settings, post: Post) -> None:
     place = settings.home / "serving" / "workers" / "killers.json"
     killers = Killers(place)
     killers.read()
-    listening = post.listening or _bind_all(settings)
-    bound, bound_grpc = listening[0], listening[1] if len(listening) > 1 else None
+    listening = post.listening or bind_all(settings)
     if not post.listening:
         post.announce(listening, settings.workers, place)
+    bound, bound_grpc = listening[0], listening[1] if len(listening) > 1 else None
     http_connections, grpc_connections = allow_connections(settings.max_connections, grpc=bound_grpc is not None)
     connections = Connections(http_connections)
+    with ExitStack() as closing:
+        observer, access_log = _observe(settings, closing)
+        plane = _plane(settings, Guard(post.box, killers))
+        rollouts = Rollouts(plane, lambda: _connect(settings.control_url), settings.home / "serving", slot=post.index)
+        operators = Operators(lambda: _connect(settings.control_url), settings.home, plane.repository.poke)
+        app = App(plane, crowded=connections.crowded, asked=access.asked, operators=operators)
+        gate = Gate(app, access, plane.metrics.refuse)
+        config = _configure(Observed(gate, observer) if observer else gate, connections, proxies, tls)
+        server = _Server(config)
+        server.post, server.killers, server.connections = post, killers, connections
+        plane.metrics.add(Gauges(plane, connections, lambda: len(server.server_state.tasks), access_log))
+        if bound_grpc:
+            server.grpc = GrpcListener(
+                plane, access, bound_grpc, MAX_BODY, certificate, observer, max_connections=grpc_connections
+            )
+        _start(plane, settings, post, place.parent, closing)
+        rollouts.start()
+        closing.callback(rollouts.close)
+        closing.callback(operators.close)
+        if post.listening:  # the others answer meanwhile, or clients wait in the socket: better than a 404
+            plane.repository.wait_restored(RESTORE_SECONDS)
+        gc.collect()
+        gc.freeze()  # what is loaded by now stays: the collector need not walk it under traffic
+        host, port = bound.getsockname()[:2]
+        asked = "a key is asked for" if access.required else "open"
+        log.info("listening on %s://%s:%d, process %d; %s", "https" if tls else "http", host, port, os.getpid(), asked)
+        server.run(sockets=[bound])
+    if server.failure is not None:
+        raise server.failure
+
+
+def _observe(settings: Settings, closing: ExitStack) -> tuple[Observer | None, AccessLog | None]:
+    """Return who writes down requests, if anyone is to."""
+    access_log = AccessLog() if settings.access_log else None
+    if access_log is not None:
+        access_log.start()
+        closing.callback(access_log.close)
+    tracing = Tracing(connect_traces()) if settings.traces else None
+    if tracing is not None:
+        closing.callback(tracing.close)
+    return Observer(access_log, tracing) if access_log or tracing else None, access_log
+
+
+def _plane(settings: Settings, guard: Guard) -> DataPlane:
+    """Return the data plane over its repository and its capture, which do not run yet."""
     metrics = Metrics()
     recorder = Recorder(
         settings.traffic_path,
@@ -182,16 +190,14 @@ def serve(settings: Settings, post: Post) -> None:
         metrics=metrics,
         salt=lambda: load_salt(settings.home),
     )
-    plane = DataPlane(repository, recorder, metrics, Guard(post.box, killers))
-    rollouts = Rollouts(plane, lambda: _connect(settings.control_url), settings.home / "serving", slot=post.index)
-    access_log = AccessLog() if settings.access_log else None
-    tracing = Tracing(connect_traces()) if settings.traces else None
-    observer = Observer(access_log, tracing) if access_log or tracing else None
-    operators = Operators(lambda: _connect(settings.control_url), settings.home, repository.poke)
-    app = App(plane, crowded=connections.crowded, asked=access.asked, operators=operators)
-    gate = Gate(app, access, metrics.refuse)
+    return DataPlane(repository, recorder, metrics, guard)
+
+
+def _configure(
+    app: Callable[..., Any], connections: Connections, proxies: list[str], tls: ssl.SSLContext | None
+) -> uvicorn.Config:
     config = uvicorn.Config(
-        Observed(gate, observer) if observer else gate,
+        app,
         http=partial(Connection, connections),
         loop="uvloop",
         ws="none",
@@ -207,51 +213,35 @@ def serve(settings: Settings, post: Post) -> None:
         timeout_keep_alive=KEEP_ALIVE_SECONDS,
         timeout_graceful_shutdown=DRAIN_SECONDS,
     )
-    server = _Server(config)
-    server.post, server.killers, server.connections = post, killers, connections
-    metrics.add(Gauges(plane, connections, lambda: len(server.server_state.tasks), access_log))
-    if bound_grpc:
-        server.grpc = GrpcListener(
-            plane, access, bound_grpc, MAX_BODY, certificate, observer, max_connections=grpc_connections
-        )
     config.load()
     config.ssl = tls
-    if access_log is not None:
-        access_log.start()
-    recorder.start()
+    return config
+
+
+def _start(plane: DataPlane, settings: Settings, post: Post, folder: Path, closing: ExitStack) -> None:
+    """Let capture and repository run; several workers tell each other through a folder what they have."""
+    repository = plane.repository
+    plane.recorder.start()
     if settings.workers > 1:
-        plane.board = Board(place.parent, post.index, lambda: list(repository.models.values()), metrics.render)
+        plane.board = Board(folder, post.index, lambda: list(repository.models.values()), plane.metrics.render)
         plane.board.start(first=not post.listening)
         repository.changed = plane.board.publish
     repository.start()
-    rollouts.start()
-    if post.listening:  # the others answer meanwhile, or clients wait in the socket: better than a 404
-        repository.wait_restored(RESTORE_SECONDS)
-    gc.collect()
-    gc.freeze()  # what is loaded by now stays: the collector need not walk it under traffic
-    host, port = bound.getsockname()[:2]
-    asked = "a key is asked for" if access.required else "open"
-    log.info("listening on %s://%s:%d, process %d; %s", "https" if tls else "http", host, port, os.getpid(), asked)
-    try:
-        server.run(sockets=[bound])
-    finally:
-        operators.close()
-        rollouts.close()
-        repository.close()
-        plane.close()
-        recorder.close()
-        if plane.board is not None:
-            plane.board.close()
-        if tracing is not None:
-            tracing.close()
-        if access_log is not None:
-            access_log.close()
-        log.info(
-            "stopped; %d captured = %d written + %d duplicates + %d dropped",
-            recorder.captured,
-            recorder.written,
-            recorder.duplicates,
-            recorder.dropped,
-        )
-    if server.failure is not None:
-        raise server.failure
+    closing.callback(_close, plane)
+
+
+def _close(plane: DataPlane) -> None:
+    """End what answers, then what it has captured, and say what became of that."""
+    recorder = plane.recorder
+    plane.repository.close()
+    plane.close()
+    recorder.close()
+    if plane.board is not None:
+        plane.board.close()
+    log.info(
+        "stopped; %d captured = %d written + %d duplicates + %d dropped",
+        recorder.captured,
+        recorder.written,
+        recorder.duplicates,
+        recorder.dropped,
+    )
