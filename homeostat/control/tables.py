@@ -43,6 +43,18 @@ bundle = Table(
     Column("time", String(40), nullable=False),
 )
 
+# What each scheduled look at live traffic has found, and where the next one goes on.
+window = Table(
+    "window",
+    metadata,
+    Column("model", String(255), primary_key=True),
+    Column("version", Integer, primary_key=True),
+    Column("sequence", Integer, primary_key=True, autoincrement=False),
+    Column("end", String(40), nullable=False),
+    Column("found", Text, nullable=False),
+    Column("state", Text, nullable=False),
+)
+
 ledger = Table(
     "ledger",
     metadata,
