@@ -266,7 +266,10 @@ class RetrainConfig(Section):
     cooldown_minutes: float = Field(
         60.0, ge=0, le=MAX_DAYS * 24 * 60, description="time between two trainings that were not asked for by hand"
     )
-    min_labelled_rows: int = Field(0, ge=0, description="labelled traffic needed before a drift retrains")
+    min_labelled_rows: int = Field(0, ge=0, description="labelled traffic needed before drift or harm retrains")
+    harmless_margin: float = Field(
+        0.05, ge=0, le=1, description="drift does not retrain when labels show a loss, in [0, 1], within this"
+    )
     traffic_days: float = Field(30.0, gt=0, le=MAX_DAYS, description="how far back labelled traffic is used")
 
 

@@ -98,6 +98,8 @@ def deployment_block(name: str) -> str:
     name: {name}
     parameters: {{project: {name}}}
     triggers:
+      - {{type: event, expect: [homeostat.harm], match: {{prefect.resource.id: homeostat.model.{name}}},
+         posture: Reactive, threshold: 1, within: 60, name: retrain {name} on harm, parameters: {{trigger: harm}}}}
       - {{type: event, expect: [homeostat.drift], match: {{prefect.resource.id: homeostat.model.{name}}},
          posture: Reactive, threshold: 1, within: 60, name: retrain {name} on drift, parameters: {{trigger: drift}}}}
   - {{<<: *promote, {project}}}

@@ -14,7 +14,7 @@ from homeostat.config import RetrainConfig, RolloutConfig
 from homeostat.policy.promotion import decide_promotion
 from homeostat.policy.retraining import decide_retrain
 from homeostat.policy.rollback import decide_rollback
-from homeostat.records import Comparison, Interval
+from homeostat.records import Comparison, Harm, Interval
 
 NOW = datetime(2026, 1, 1, 12, tzinfo=UTC)
 
@@ -105,3 +105,25 @@ def test_retraining(trigger, minutes, labelled, kind, reasons):
     assert len(verdict.reasons) == len(reasons)
     assert all(expected in found for expected, found in zip(reasons, verdict.reasons, strict=True))
     json.dumps(verdict.evidence)
+
+
+def harm(loss: float, high: float, *, harmed: bool = False) -> Harm:
+    return Harm("all", 500, Interval(loss, 0.0, high), tolerated=0.1, log_e=0.0, threshold=9.9, harmed=harmed)
+
+
+@pytest.mark.parametrize(
+    ("trigger", "found", "kind", "reason"),
+    [
+        ("drift", harm(0.1, 0.15), "hold", "no harm: loss 0.1000 (at most 0.1500) on labels, 0.1000 and 0.05 more"),
+        ("drift", harm(0.1, 0.151), "retrain", "drift was found"),  # not shown to be harmless
+        ("drift", harm(0.1, math.nan), "retrain", "drift was found"),
+        ("drift", harm(0.1, 0.15, harmed=True), "retrain", "drift was found"),
+        ("harm", harm(0.1, 0.15), "retrain", "labels show harm"),
+        ("schedule", harm(0.1, 0.15), "retrain", "schedule"),
+    ],
+)
+def test_drift_without_harm_does_not_retrain(trigger, found, kind, reason):
+    verdict = decide_retrain(trigger, None, NOW, 500, RetrainConfig(harmless_margin=0.05), found)
+    assert (verdict.kind, len(verdict.reasons)) == (kind, 1)
+    assert reason in verdict.reasons[0]
+    assert verdict.evidence["harm"]["labels"] == 500
