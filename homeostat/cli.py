@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from homeostat import __version__
+from homeostat.commands.backtest import backtest
 from homeostat.commands.console import (
     actor,
     find_store,
@@ -65,6 +66,7 @@ def main() -> None:
     """
 
 
+main.add_command(backtest)
 main.add_command(key)
 main.add_command(traffic)
 

@@ -252,6 +252,23 @@ class MonitorConfig(Section):
     alpha: Fraction = Field(0.01, description="p-value methods: false alarms per window, shared over the columns")
     distance: float = Field(0.2, gt=0, description="distance methods: a column drifts at or above this")
     reference_rows: int = Field(5_000, ge=100, le=100_000, description="rows of the reference kept with the version")
+    harm_run_length: int = Field(
+        20_000, ge=100, le=10**9, description="labels to a false alarm of harm, on average and at least"
+    )
+    harm_tolerance: float = Field(
+        0.01, ge=0, lt=1, description="loss, in [0, 1], over the reference's upper 95 % end that is no harm yet"
+    )
+    harm_metric: str = Field(
+        "",
+        description="one of the project's metrics, in [0, 1] for each row alone: harm is its fall; "
+        "default: classification error, or the absolute error as a share of the reference's 95 % quantile",
+    )
+    maturity_hours: float | None = Field(
+        None,
+        gt=0,
+        le=MAX_DAYS * 24,
+        description="age at which labels have come; default: learnt, 90 % of the delays seen",
+    )
 
     @model_validator(mode="after")
     def _can_be_tested(self) -> MonitorConfig:

@@ -368,6 +368,21 @@ class Estimate:
     reason: str
 
 
+@dataclass(frozen=True)
+class Change:
+    """A figure of the window beside the same figure of the reference, or of the time before the window."""
+
+    name: str
+    """calibration_error, latency_p50_ms, latency_p99_ms, error_rate."""
+    before: float | None
+    now: float | None
+    p_value: float | None
+    """Of a test against `no change`; None when there is too little to test."""
+    changed: bool
+    """Whether it is worse: p-value at its level, and the change large enough to matter."""
+    reason: str
+
+
 Conclusion = Literal["healthy", "drift", "harm", "inconclusive"]
 
 
@@ -399,3 +414,5 @@ class Monitoring:
     cohorts: tuple[Cohort, ...] = ()
     delay: LabelDelay | None = None
     estimate: Estimate | None = None
+    changes: tuple[Change, ...] = ()
+    """Calibration, latency and error rate against before."""

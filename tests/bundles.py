@@ -236,6 +236,7 @@ def make_bundle(
     columns: Mapping[str, tuple[str, ...]] | None = None,
     rollout: RolloutConfig | None = None,
     contract: Contract | None = None,
+    reference: bytes | None = None,
     **serve: Any,
 ) -> BundleRef:
     """A signed bundle in HOME/bundles; by default version v answers v * sum(x)."""
@@ -251,7 +252,7 @@ def make_bundle(
         b"{}",
         config,
         LINEAGE,
-        npz(x=np.zeros(1)),
+        npz(x=np.zeros(1)) if reference is None else reference,
         rows_of(contract),
         load_key(home),
         f"file://{home}/bundles",

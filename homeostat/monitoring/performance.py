@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from datetime import datetime
 from pathlib import Path
 
@@ -9,17 +10,74 @@ import numpy as np
 
 from homeostat.config import ProjectConfig
 from homeostat.dataset import Array, Dataset
-from homeostat.errors import GateFailed
+from homeostat.errors import ConfigError, GateFailed
 from homeostat.evaluation.evaluate import compare, intervals
-from homeostat.evaluation.metrics import matrix
+from homeostat.evaluation.metrics import decisions, matrix, own_metrics
+from homeostat.monitoring.reference import Reference
 from homeostat.monitoring.traffic import TrafficRows, read_rows
 from homeostat.monitoring.window import possible_classes
-from homeostat.project import Project
+from homeostat.project import Metric, Project
 from homeostat.records import Comparison, Interval, Task
 from homeostat.sealing import Keyring
 
 MIN_LABELLED = 10
 """With fewer labelled rows an interval says nothing."""
+ERROR_QUANTILE = 0.95
+"""In regression an error as large as this quantile of the reference's costs 1, a larger one no more."""
+
+RowLosses = Callable[[Array, Mapping[str, Array]], Array]
+"""(labels [n], outputs by name) -> [n] in [0, 1]: what each answer costs."""
+
+
+def row_losses(project: Project, config: ProjectConfig, reference: Reference) -> RowLosses:
+    """Return how an answer's loss is computed.
+
+    With config.monitor.harm_metric 1 minus that metric of the project, row by row. Else in
+    classification 1 for a wrong class, and in regression the absolute error, as a share of the
+    ERROR_QUANTILE of the reference's, at most 1. An answer that is not finite costs 1.
+    Raises ConfigError when the project has no such metric; so does the function returned, when
+    its value for a row is not in [0, 1].
+    """
+    name = config.monitor.harm_metric
+    if name:
+        own = own_metrics(project, config.task)
+        if name not in own:
+            raise ConfigError(
+                f"monitor.harm_metric = {name!r} is not one of metrics() of {type(project).__name__}: "
+                f"{', '.join(own) or 'it has none'}"
+            )
+        return _metric_losses(name, own[name])
+    if config.task == "classification":
+        return lambda labels, outputs: (decisions(outputs, "classification") != labels).astype(np.float64)
+    errors = np.abs(decisions(reference.outputs, "regression") - reference.target)
+    errors = errors[np.isfinite(errors)]
+    scale = float(np.quantile(errors, ERROR_QUANTILE)) if len(errors) else 0.0
+
+    def bounded(labels: Array, outputs: Mapping[str, Array]) -> Array:
+        error = np.abs(decisions(outputs, "regression") - labels)
+        share = error / scale if scale > 0 else (error > 0).astype(np.float64)
+        losses: Array = np.where(np.isfinite(share), np.minimum(share, 1.0), 1.0)
+        return losses
+
+    return bounded
+
+
+def _metric_losses(name: str, metric: Metric) -> RowLosses:
+    def losses(labels: Array, outputs: Mapping[str, Array]) -> Array:
+        scores = matrix(outputs)
+        scores = scores[:, 0] if scores.shape[1] == 1 else scores
+        found = np.ones(len(labels))
+        for row in np.flatnonzero(np.isfinite(scores.reshape(len(labels), -1)).all(axis=1)):
+            value = float(metric(labels[row : row + 1], scores[row : row + 1]))
+            if not 0 <= value <= 1:
+                raise ConfigError(
+                    f"monitor.harm_metric = {name!r} is {value:g} for one row; harm takes a metric in [0, 1] that "
+                    "is defined for each row alone"
+                )
+            found[row] = 1 - value
+        return found
+
+    return losses
 
 
 def usable_labels(rows: TrafficRows, task: Task) -> TrafficRows:

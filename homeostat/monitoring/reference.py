@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from zipfile import BadZipFile
 
 import numpy as np
@@ -20,12 +20,14 @@ class Reference:
     """Held-out rows as the live version answers them.
 
     inputs, outputs: name -> [n, ...]. columns: input name -> names of its columns. target: [n].
+    slices: name -> [n] str, as the project says.
     """
 
     inputs: dict[str, Array]
     outputs: dict[str, Array]
     columns: dict[str, tuple[str, ...]]
     target: Array
+    slices: dict[str, Array] = field(default_factory=dict)
 
     def __len__(self) -> int:
         """Return the number of rows."""
@@ -38,7 +40,7 @@ def make_reference(project: Project, config: ProjectConfig, data: Dataset, onnx:
     data: rows the model was not fitted on (validation and calibration parts). The same
     arguments give the same bytes.
     """
-    del project  # rows are kept raw, so that a project's later `to_frame` applies to both sides
+    # inputs are kept raw, so that a project's later `to_frame` applies to both sides
     rows = np.arange(len(data))
     if len(data) > config.monitor.reference_rows:
         rows = np.sort(np.random.default_rng(seed).choice(rows, config.monitor.reference_rows, replace=False))
@@ -46,6 +48,7 @@ def make_reference(project: Project, config: ProjectConfig, data: Dataset, onnx:
     arrays: dict[str, Array] = {f"input:{name}": values for name, values in kept.inputs.items()}
     arrays |= {f"output:{name}": values for name, values in predict(onnx, kept.inputs).items()}
     arrays |= {f"columns:{name}": np.array(names, dtype=str) for name, names in kept.columns.items()}
+    arrays |= {f"slice:{name}": np.asarray(values).astype(str) for name, values in project.slices(kept).items()}
     arrays["target"] = kept.target
     buffer = io.BytesIO()
     np.savez(buffer, **arrays)  # type: ignore[arg-type]
@@ -65,8 +68,9 @@ def load_reference(data: bytes) -> Reference:
         return {name.removeprefix(prefix): v for name, v in named.items() if name.startswith(prefix)}
 
     columns = {name: tuple(map(str, v)) for name, v in group("columns:").items()}
-    reference = Reference(group("input:"), group("output:"), columns, target)
-    lengths = {len(v) for v in (target, *reference.inputs.values(), *reference.outputs.values())}
+    reference = Reference(group("input:"), group("output:"), columns, target, group("slice:"))
+    parts = (target, *reference.inputs.values(), *reference.outputs.values(), *reference.slices.values())
+    lengths = {len(v) for v in parts}
     if not reference.inputs or not reference.outputs or len(lengths) != 1:
         raise BundleInvalid("the bundle's reference.npz lacks inputs, outputs or rows; deploy the version again")
     return reference

@@ -27,6 +27,8 @@ NEWEST_LABEL = (
     "ORDER BY l.sequence DESC LIMIT 1)"
 )
 """Of a request r: the labels that came last for its model, or for no model by name."""
+LABEL_TIME = NEWEST_LABEL.replace("l.labels", "l.time")
+"""When they came."""
 ANSWERED = "r.model = ? AND r.time >= ? AND r.time < ? AND r.arm != 'shadow'"
 """Of requests r: those of a model in a time; what a shadow answered, nobody got."""
 RECORD = (
@@ -99,7 +101,7 @@ class Snapshot:
         return sorted(entries, key=lambda entry: entry[:2])
 
     def fetch(self, model: str, entries: Sequence[Entry]) -> list[tuple[Any, ...]]:
-        """Return the requests, oldest first: RECORD, then the newest labels or None."""
+        """Return the requests, oldest first: RECORD, then the newest labels and when they came, or None twice."""
         places = defaultdict(list)
         for entry in entries:
             places[entry.part].append(entry.place)
@@ -112,7 +114,7 @@ class Snapshot:
                 raise Unavailable(f"{self._folder / path} was deleted while it was being read; try again")
             for row in table.take(rows).to_pylist():
                 row |= {"version": version}
-                records.append((*(row[name] for name in RECORD), labels.get(row["request_id"])))
+                records.append((*(row[name] for name in RECORD), *labels.get(row["request_id"], (None, None))))
         return sorted(records, key=lambda record: (record[1], record[0]))
 
     def labelled(self, wanted: Wanted) -> Iterator[tuple[str, Any, Any]]:
@@ -125,22 +127,21 @@ class Snapshot:
         labels = self._labels(wanted.model)
         for _, row, _ in self._rolled(wanted, ("rows", "masking")):
             if row["masking"] is None and row["request_id"] in labels:
-                yield row["request_id"], row["rows"], labels[row["request_id"]]
+                yield row["request_id"], row["rows"], labels[row["request_id"]][0]
 
-    def _labels(self, model: str) -> dict[str, Any]:
-        """Return request id -> newest labels, for every label that a model's request may have."""
-        return dict(
-            self._connection.execute(
-                "SELECT request_id, labels FROM label WHERE model IN (?, '') ORDER BY sequence", (model,)
-            )
+    def _labels(self, model: str) -> dict[str, tuple[Any, Any]]:
+        """Return request id -> newest labels and when they came, for every label that a model's request may have."""
+        found = self._connection.execute(
+            "SELECT request_id, labels, time FROM label WHERE model IN (?, '') ORDER BY sequence", (model,)
         )
+        return {request_id: (labels, time) for request_id, labels, time in found}
 
     def _fetch_sqlite(self, rowids: Sequence[int]) -> Iterator[tuple[Any, ...]]:
         for first in range(0, len(rowids), CHUNK):
             chunk = rowids[first : first + CHUNK]
             marks = ", ".join("?" * len(chunk))
             yield from self._connection.execute(
-                f"SELECT {', '.join(f'r.{name}' for name in RECORD)}, {NEWEST_LABEL} "  # noqa: S608
+                f"SELECT {', '.join(f'r.{name}' for name in RECORD)}, {NEWEST_LABEL}, {LABEL_TIME} "  # noqa: S608
                 f"FROM request r WHERE r.rowid IN ({marks})",
                 chunk,
             )

@@ -30,7 +30,8 @@ class TrafficRows:
     entity_ids (empty where none was sent), request_ids: [n] str. versions: [n] int64.
     times: [n] float64, unix seconds. milliseconds: [n] float64, of the whole request. arms: [n] str,
     champion or canary. slices: name -> [n] str, empty where a row has none of that name; also the
-    hashes of hashed columns.
+    hashes of hashed columns. places: [n] int64, of a row in its request. label_times: [n] float64,
+    unix seconds at which the newest label of a row's request came, NaN where there is none.
     """
 
     inputs: dict[str, Array] = field(default_factory=dict)
@@ -42,6 +43,8 @@ class TrafficRows:
     times: Array = field(default_factory=lambda: np.empty(0))
     milliseconds: Array = field(default_factory=lambda: np.empty(0))
     arms: Array = field(default_factory=lambda: np.empty(0, dtype=str))
+    places: Array = field(default_factory=lambda: np.empty(0, dtype=np.int64))
+    label_times: Array = field(default_factory=lambda: np.empty(0))
     slices: dict[str, Array] = field(default_factory=dict)
     masking: str | None = None
     """What was done to the inputs before they were kept, for `homeostat.masking.mask_like`; None is nothing."""
@@ -68,7 +71,9 @@ class TrafficRows:
 
     def take(self, rows: Array) -> TrafficRows:
         """Return the rows at these positions (or of this boolean mask), in this order."""
-        per_row = ("labels", "entity_ids", "request_ids", "versions", "times", "milliseconds", "arms")
+        per_row = (
+            "labels", "entity_ids", "request_ids", "versions", "times", "milliseconds", "arms", "places", "label_times"
+        )  # fmt: skip
         return TrafficRows(
             inputs={name: values[rows] for name, values in self.inputs.items()},
             outputs={name: values[rows] for name, values in self.outputs.items()},
@@ -94,6 +99,7 @@ class _Request(NamedTuple):
     arm: str
     slices: dict[str, Array]
     masking: str | None
+    label_time: float = np.nan
 
     def signature(self) -> tuple[object, ...]:
         """Masking, names, dtypes and row shapes: only rows of one signature can stand in one array."""
@@ -166,7 +172,7 @@ def _sample(index: Sequence[Entry], max_rows: int, seed: int) -> list[Entry]:
 def _decode_all(records: Iterable[tuple[Any, ...]], keys: Keyring, model: str) -> tuple[list[_Request], list[str]]:
     requests, unreadable = [], []
     for record in records:
-        request_id, rows, text = str(record[0]), record[4], record[-1]
+        request_id, rows, text, when = str(record[0]), record[4], record[-2], record[-1]
         try:
             request = _decode(record, keys, model)
         except (ValueError, TypeError, DataInvalid) as error:
@@ -174,7 +180,8 @@ def _decode_all(records: Iterable[tuple[Any, ...]], keys: Keyring, model: str) -
             continue
         if text is not None:
             try:
-                request = request._replace(labels=read_labels(keys.open(text, "", request_id, "labels"), rows))
+                labels = read_labels(keys.open(text, "", request_id, "labels"), rows)
+                request = request._replace(labels=labels, label_time=np.nan if when is None else float(when))
             except (ValueError, TypeError, DataInvalid) as error:
                 unreadable.append(f"{request_id}: labels: {error!s:.200}")
         requests.append(request)
@@ -182,7 +189,7 @@ def _decode_all(records: Iterable[tuple[Any, ...]], keys: Keyring, model: str) -
 
 
 def _decode(record: tuple[Any, ...], keys: Keyring, model: str) -> _Request:
-    request_id, time, version, entity_id, rows, inputs, outputs, milliseconds, arm, slices, masking, _ = record
+    request_id, time, version, entity_id, rows, inputs, outputs, milliseconds, arm, slices, masking, *_ = record
     inputs, outputs, slices = (
         keys.open(value, model, str(request_id), f"{name} of {arm}")
         for name, value in (("inputs", inputs), ("outputs", outputs), ("slices", slices))
@@ -257,6 +264,7 @@ def _stack(requests: list[_Request], found: int, unreadable: tuple[str, ...]) ->
     if not requests:
         return TrafficRows(found=found, unreadable=unreadable)
     sizes = [len(request.labels) for request in requests]
+    labels = np.concatenate([request.labels for request in requests])
 
     def repeat(name: str, dtype: Any) -> Array:
         return np.repeat(np.array([getattr(request, name) for request in requests], dtype=dtype), sizes)
@@ -264,13 +272,15 @@ def _stack(requests: list[_Request], found: int, unreadable: tuple[str, ...]) ->
     return TrafficRows(
         inputs={name: np.concatenate([r.inputs[name] for r in requests]) for name in requests[0].inputs},
         outputs={name: np.concatenate([r.outputs[name] for r in requests]) for name in requests[0].outputs},
-        labels=np.concatenate([request.labels for request in requests]),
+        labels=labels,
         entity_ids=repeat("entity_id", str),
         request_ids=repeat("request_id", str),
         versions=repeat("version", np.int64),
         times=repeat("time", np.float64),
         milliseconds=repeat("milliseconds", np.float64),
         arms=repeat("arm", str),
+        places=np.concatenate([np.arange(size) for size in sizes]),
+        label_times=np.where(np.isfinite(labels), repeat("label_time", np.float64), np.nan),
         slices={
             name: np.concatenate([r.slices.get(name, np.full(len(r.labels), "")) for r in requests])
             for name in sorted({name for r in requests for name in r.slices})
