@@ -24,14 +24,16 @@ import numpy as np
 from benchmarks.harm_streams import BEFORE, LABELS, TUNING, Scene
 from benchmarks.serving_server import Skipped, environment_of
 from homeostat.config import MonitorConfig
-from homeostat.monitoring.detector import follow, make_streams
+from homeostat.monitoring.detector import follow, harm_of, make_streams
 
 BASES = (0.02, 0.1, 0.25)
 POINTS = (5.0, 10.0, 20.0)
-CORRELATIONS = (0.1, 0.3)
+CORRELATIONS = (0.1, 0.3, 0.6)
+LOOKS = (0, 200, 1_000)
+"""Labels of a look, which are tested by themselves beside the detector; 0: the detector alone."""
 RIVER = ("river==0.26.1", "numpy")
 SETTINGS = {
-    "ADWIN": (0.002, 1e-3, 1e-4, 1e-5, 1e-6, 1e-8, 1e-10, 1e-12),
+    "ADWIN": (0.5, 0.2, 0.1, 0.05, 0.02, 0.01, 0.005, 0.002, 1e-3, 1e-4, 1e-5, 1e-6, 1e-8, 1e-10, 1e-12),
     "Page-Hinkley": (5.0, 10.0, 20.0, 30.0, 50.0, 75.0, 100.0, 150.0, 200.0, 300.0),
 }
 """What a rival's setting is chosen from, the most sensitive first."""
@@ -83,15 +85,19 @@ def _median_interval(values: Sequence[float]) -> tuple[float, float]:
     return float(ordered[max(0, low - 1)]), float(ordered[min(n - 1, n - low)])
 
 
-def ours(scene: Scene, seed: int) -> int | None:
-    """Return the label at which our alarm comes."""
+def ours(scene: Scene, seed: int, look: int = 0) -> int | None:
+    """Return the label at which our alarm comes: the detector's, or at the end of a look of so many labels."""
     reference, losses = scene.draw(seed)
     stream = make_streams(reference, {}, MonitorConfig())[0]
     places = np.arange(LABELS, dtype=np.float64)
-    for first in range(0, LABELS, 500):
-        stream = follow(stream, losses[first : first + 500], places[first : first + 500])
+    step = look or 500
+    for first in range(0, LABELS, step):
+        new, when = losses[first : first + step], places[first : first + step]
+        stream = follow(stream, new, when)
         if stream.alarm is not None:
             return int(stream.alarm)
+        if look and harm_of(stream, new, when).harmed:
+            return first + look - 1
     return None
 
 
@@ -152,8 +158,10 @@ def run(seeds: range, tuning: range, rivals: River | None) -> Iterator[str]:
         yield "| detector | | labels to the alarm, median (95 %) | goal |"
         yield "|---|---|---|---|"
         start = time.perf_counter()
-        for scene in scenes(base):
-            yield Result("homeostat", scene, [ours(scene, seed) for seed in seeds]).line()
+        for look in LOOKS:
+            title = f"homeostat, looks of {look}" if look else "homeostat, detector alone"
+            for scene in scenes(base):
+                yield Result(title, scene, [ours(scene, seed, look) for seed in seeds]).line()
         seconds = time.perf_counter() - start
         for name in SETTINGS if rivals else ():
             for setting in (None, rivals.tuned(name, base, tuning)):
@@ -165,7 +173,11 @@ def run(seeds: range, tuning: range, rivals: River | None) -> Iterator[str]:
     yield "| detector | | | |\n|---|---|---|---|"
     for correlation in CORRELATIONS:
         scene = Scene(0.1, correlation=correlation)
-        yield Result(f"homeostat, correlation {correlation:g}", scene, [ours(scene, seed) for seed in seeds]).line()
+        for look in LOOKS:
+            title = f"correlation {correlation:g}, {f'looks of {look}' if look else 'detector alone'}"
+            yield Result(title, scene, [ours(scene, seed, look) for seed in seeds]).line()
+        for name in SETTINGS if rivals else ():
+            yield Result(f"correlation {correlation:g}, {name}", scene, rivals.alarms(name, None, scene, seeds)).line()
 
 
 def main() -> None:

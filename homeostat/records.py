@@ -324,8 +324,13 @@ class Harm:
     threshold: float
     """Natural logarithm of its average run length without harm, in labels."""
     harmed: bool
+    """Whether the detector's alarm stands, or this window's labels alone are worse."""
     since: str = ""
     """UTC time (ISO 8601) at which the harm most likely began; empty without harm."""
+    p_value: float | None = None
+    """Of this window's labels alone against the reference; None with too few."""
+    standing: bool = False
+    """Whether the detector's alarm stands: if not, it is this window's labels alone that are worse."""
 
 
 @dataclass(frozen=True)

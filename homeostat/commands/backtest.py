@@ -118,7 +118,7 @@ def _print(found: Backtest) -> None:
     for window in windows:
         loss = "-" if window.loss is None else f"{window.loss.value:.3f}"
         drift = "-" if window.drifted is None else "drift" if window.drifted else ""
-        harm = f"since {short_time(window.since)[:16]}" if window.harmed else ""
+        harm = f"since {short_time(window.since)[:16]}" if window.standing else "this look" if window.harmed else ""
         harm = "\n".join([harm, *window.slices]).strip()
         table.add_row(
             short_time(window.start)[:16],

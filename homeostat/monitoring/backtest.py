@@ -56,10 +56,12 @@ class ReplayedWindow:
     harmful: bool | None
     """Whether that is more points over the reference's than allowed; None when it is not known."""
     harmed: bool
-    """Whether the detector's alarm on all labels stands at its end."""
+    """Whether all labels that had come by its end say harm: `Harm.harmed`."""
+    standing: bool
+    """Whether the detector's alarm stands: if not, it is the labels of this look alone."""
     since: str
     slices: tuple[str, ...]
-    """Slices on which an alarm stands."""
+    """Slices that are harmed."""
     drifted: bool | None
     """None when it was not tested."""
     reason: str
@@ -145,6 +147,7 @@ class Replay:
                     loss=truth,
                     harmful=None if truth is None else truth.value > bar,
                     harmed=counted.harm[0].harmed,
+                    standing=counted.harm[0].standing,
                     since=counted.harm[0].since,
                     slices=tuple(harm.name for harm in counted.harm[1:] if harm.harmed),
                     drifted=drifted,

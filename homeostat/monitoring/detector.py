@@ -7,7 +7,12 @@ to be at most m, however they depend on one another. So is the mean over a grid 
 at R >= c has an average run length of at least c labels without harm (Shin, Ramdas & Rinaldo 2023,
 E-detectors, section 3; the bets on a bounded risk: Podkopaev & Ramdas 2022, Tracking the risk of a
 deployed model). Errors that come in runs break the assumption: after one, the next is expected. Blocks
-that are long beside the runs restore it nearly, and cost little power. Where it fails: docs/evidence.md.
+that are long beside the runs restore it nearly, and cost little power.
+
+Beside it the labels of each look are tested by themselves against the reference's, at the level
+labels / run length, so that a short rise is not lost: of independent losses that is one false alarm in
+a run length, however often one looks. Each of the two has half of config.monitor.harm_run_length.
+Where it fails: docs/evidence.md.
 """
 
 from __future__ import annotations
@@ -23,11 +28,11 @@ from homeostat.config import MonitorConfig
 from homeostat.dataset import Array
 from homeostat.records import Harm, Interval
 
-SHARES = (0.05, 0.1, 0.2, 0.4, 0.8)
+SHARES = (0.05, 0.12, 0.3, 0.7)
 """The bets, as shares of the largest, 1/m: the small ones find a small rise, the large ones a large rise soon."""
-BLOCK, MAX_BLOCK = 10, 500
-"""Labels of a block: at least, since 10 cost little where losses are independent; at most."""
-PER_DEPENDENCE = 6
+BLOCK, MAX_BLOCK = 5, 500
+"""Labels of a block: at least, since 5 cost little where losses are independent; at most."""
+PER_DEPENDENCE = 5
 """A block is so many times as long as losses depend on one another."""
 LEARNT = 1_000
 """First labels of a stream that, after the reference, teach how long that is."""
@@ -35,9 +40,11 @@ BATCH, MIN_BATCHES = 50, 20
 ALL = "all"
 """Name of the stream of every label."""
 CONFIDENCE = 0.95
-RELEASE = 3.0
-"""An alarm stands until the logarithm of the statistic is so far under the threshold. While harm goes on at the
-rate that a bet is made for, the statistic, held at the threshold, is below that 5 % of the time."""
+RELEASE_LABELS, RELEASE_BLOCKS = 300, 5
+"""An alarm stands until the mean loss of so many labels and blocks, or of a look of so many labels, is tolerated again:
+then the detector begins anew."""
+MIN_LOOK, MAX_LEVEL = 30, 0.02
+"""Labels of a look that are tested by themselves at least; the highest level of such a test."""
 LARGEST = 0.999
 """A tolerated loss is at most this: above, nothing could be harm."""
 
@@ -91,7 +98,9 @@ class Stream:
     """`all`, or `slice=value`."""
     tolerated: float
     threshold: float
-    """Logarithm of the run length."""
+    """Logarithm of the run length, in labels."""
+    reference: tuple[float, float, float]
+    """Number, mean and variance of the reference's losses."""
     block: int = BLOCK
     labels: int = 0
     first: tuple[float, ...] = ()
@@ -111,7 +120,9 @@ class Stream:
     since: float | None = None
     """Most likely start of the harm, event time, as it was seen at that alarm."""
     standing: bool = False
-    """Whether the alarm stands: raised by the labels counted last, or before and not released by them."""
+    """Whether the alarm stands: it was raised, and the loss has not been tolerable since."""
+    recent: tuple[float, float] = (0.0, 0.0)
+    """Blocks counted since the alarm, or since it was last asked whether it is over, and the sum of their means."""
 
     @property
     def log_e(self) -> float:
@@ -132,11 +143,10 @@ def _log_mean(logs: Array) -> float:
 
 
 def follow(stream: Stream, losses: Array, times: Array) -> Stream:
-    """Count losses [n] in [0, 1] with their event times [n], in this order.
-
-    At the threshold the statistic is held there (a smaller one is an e-detector too), so that it
-    falls soon after the harm is over.
-    """
+    """Count losses [n] in [0, 1] with their event times [n], in this order."""
+    if stream.standing and len(losses) >= RELEASE_LABELS and losses.mean() <= stream.tolerated:
+        nothing = (0.0,) * len(SHARES)
+        stream = replace(stream, standing=False, log_r1=nothing, log_run=nothing, recent=(0.0, 0.0))
     until = LEARNT - stream.labels
     if 0 < until < len(losses):  # the length of a block may change there
         return follow(follow(stream, losses[:until], times[:until]), losses[until:], times[until:])
@@ -169,19 +179,21 @@ def _follow_blocks(stream: Stream, means: Array, starting: Array, ending: Array)
         return stream
     factors = np.log1p(np.array(SHARES) * (means[:, None] / stream.tolerated - 1))
     more = math.log(stream.block - 1)
+    enough = max(RELEASE_BLOCKS, math.ceil(RELEASE_LABELS / stream.block))
     log_r1, run, starts = np.array(stream.log_r1), np.array(stream.log_run), np.array(stream.starts)
-    alarm, since, raised, over = stream.alarm, stream.since, False, 0.0
-    for factor, start, end in zip(factors, starting.tolist(), ending.tolist(), strict=True):
+    alarm, since, standing, (blocks, total) = stream.alarm, stream.since, stream.standing, stream.recent
+    for mean, factor, start, end in zip(means.tolist(), factors, starting.tolist(), ending.tolist(), strict=True):
         starts[run <= 0] = start
         run = np.maximum(run, 0) + factor
         log_r = np.logaddexp(log_r1, more) + factor
-        over = _log_mean(log_r) - stream.threshold
-        if over >= 0:
-            if not (stream.standing or raised):
-                alarm, since = end, float(starts[run.argmax()])
-            raised = True
-            log_r -= over
         log_r1 = np.logaddexp(log_r, 0)
+        blocks, total = blocks + 1, total + mean
+        if not standing and _log_mean(log_r) >= stream.threshold:
+            alarm, since, standing, blocks, total = end, float(starts[run.argmax()]), True, 0.0, 0.0
+        elif standing and blocks >= enough:
+            if total / blocks <= stream.tolerated:
+                standing, log_r1, run = False, np.zeros_like(log_r1), np.zeros_like(run)
+            blocks, total = 0.0, 0.0
     return replace(
         stream,
         log_r1=tuple(log_r1.tolist()),
@@ -189,13 +201,14 @@ def _follow_blocks(stream: Stream, means: Array, starting: Array, ending: Array)
         starts=tuple(starts.tolist()),
         alarm=alarm,
         since=since,
-        standing=over >= -RELEASE if stream.standing else raised,
+        standing=standing,
+        recent=(blocks, total),
     )
 
 
 def restart(stream: Stream) -> Stream:
     """Forget what has been counted, and the alarm; the length of a block stays."""
-    return Stream(stream.name, stream.tolerated, stream.threshold, stream.block)
+    return Stream(stream.name, stream.tolerated, stream.threshold, stream.reference, stream.block)
 
 
 def make_streams(
@@ -216,22 +229,51 @@ def make_streams(
         for value in np.unique(values).tolist()
         if value
     }
-    threshold = math.log(config.harm_run_length)
+    threshold = math.log(2 * config.harm_run_length)
     apart = math.log(max(1, len(slices))) + threshold
 
     def tolerated(part: Array, confidence: float) -> float:
         return min(LARGEST, upper_mean(part, confidence) + config.harm_tolerance)
 
     def made(name: str, part: Array, confidence: float, threshold: float) -> Stream:
-        return Stream(name, tolerated(part, confidence), threshold, block_length(part) if in_time else BLOCK)
+        known = float(len(part)), float(part.mean()), float(part.var())
+        return Stream(name, tolerated(part, confidence), threshold, known, block_length(part) if in_time else BLOCK)
 
     each = 1 - (1 - CONFIDENCE) / max(1, len(groups))
     every = made(ALL, losses, CONFIDENCE, threshold)
     return every, *(made(name, part, each, apart) for name, part in groups.items())
 
 
-def harm_of(stream: Stream, losses: Array) -> Harm:
-    """Return what a stream says, with the losses [n] that were counted last."""
+def look_p_value(stream: Stream, losses: Array) -> float | None:
+    """Return the one-sided p-value of a look's losses [n] being like the reference's; None with fewer than 30.
+
+    Losses of 0 and 1: the predictive beta-binomial tail, which is Fisher's exact test but for half
+    a row; others: Welch's test.
+    """
+    from scipy.stats import betabinom, ttest_ind_from_stats
+
+    n, (rows, mean, variance) = len(losses), stream.reference
+    if n < MIN_LOOK:
+        return None
+    errors = float(losses.sum())
+    if np.isin(losses, (0.0, 1.0)).all():
+        bad = mean * rows
+        return float(betabinom.sf(errors - 1, n, bad + 1, max(rows - bad, 0) + 1))
+    spread = math.sqrt(variance)
+    if not spread and not losses.std():
+        return 1.0 if losses[0] <= mean else 0.0
+    found = ttest_ind_from_stats(
+        losses.mean(), losses.std(), n, mean, spread, rows, equal_var=False, alternative="greater"
+    )
+    return float(found.pvalue)
+
+
+def harm_of(stream: Stream, losses: Array, times: Array) -> Harm:
+    """Return what a stream says, with the losses [n] that were counted last and their event times [n]."""
+    p_value = look_p_value(stream, losses)
+    level = min(MAX_LEVEL, len(losses) / math.exp(stream.threshold))
+    alone = p_value is not None and p_value <= level and float(losses.mean()) > stream.tolerated
+    since = stream.since if stream.standing else float(times[0]) if alone else None
     return Harm(
         name=stream.name,
         labels=stream.labels,
@@ -239,8 +281,10 @@ def harm_of(stream: Stream, losses: Array) -> Harm:
         tolerated=stream.tolerated,
         log_e=stream.log_e,
         threshold=stream.threshold,
-        harmed=stream.standing,
-        since=iso_time(stream.since) if stream.standing and stream.since is not None else "",
+        harmed=stream.standing or alone,
+        since="" if since is None else iso_time(since),
+        p_value=p_value,
+        standing=stream.standing,
     )
 
 

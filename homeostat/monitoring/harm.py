@@ -153,7 +153,7 @@ def count_labels(
     said = tuple(f"{count} {text}: not counted" for count, text in notes if count) + ((why,) if why else ())
     for line in said:
         logger.info("%s v%d: %s", config.name, state.version, line)
-    harm = tuple(harm_of(stream, found[part]) for stream, part in zip(streams, parts, strict=True))
+    harm = tuple(harm_of(stream, found[part], new.times[part]) for stream, part in zip(streams, parts, strict=True))
     return Look(_remember(replace(state, streams=streams), keys, new.times), harm, len(new), said)
 
 
