@@ -85,6 +85,13 @@ def make_cohorts(
     )
 
 
+def mature_parts(rows: TrafficRows, edges: Array, now: datetime, horizon: float) -> tuple[TrafficRows, ...]:
+    """Return the rows of each mature stretch between two edges: what an estimate is tested on."""
+    place = np.searchsorted(edges, rows.times, side="right") - 1
+    mature = unix_seconds(now) - edges[1:] >= horizon
+    return tuple(rows.take(place == i) for i in np.flatnonzero(mature))
+
+
 def worsened(cohorts: Sequence[Cohort], metric: str, reference: float) -> tuple[Cohort, ...]:
     """Return the mature cohorts whose whole interval is on the worse side of the reference's metric."""
     up = higher_is_better(metric)

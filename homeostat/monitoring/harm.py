@@ -123,7 +123,8 @@ def begin(config: ProjectConfig, reference: Reference, losses: RowLosses, versio
         )
     found = losses(reference.target, reference.outputs)
     streams = make_streams(found, reference.slices, config.monitor, in_time=config.data.split == "time")
-    return HarmState(version, streams[:MAX_STREAMS])
+    frequent = sorted(streams[1:], key=lambda stream: -stream.reference[0])[: MAX_STREAMS - 1]
+    return HarmState(version, (streams[0], *sorted(frequent, key=lambda stream: stream.name)))
 
 
 def count_labels(
@@ -149,12 +150,15 @@ def count_labels(
     order = np.argsort(new.times, kind="stable")
     new, keys = new.take(order), keys[order]
     found = losses(new.labels, new.outputs) if len(new) else np.empty(0)
-    streams, parts = _follow_all(state.streams, new, found)
-    said = tuple(f"{count} {text}: not counted" for count, text in notes if count) + ((why,) if why else ())
+    streams, parts, more = _follow_all(state.streams, new, found)
+    said = [f"{count} {text}: not counted" for count, text in notes if count]
+    said += [line for line in (why, more, _unfollowed(state.streams, config)) if line]
+    if not streams[0].labels:
+        said.append("no label of this version has been counted yet: harm is not known")
     for line in said:
         logger.info("%s v%d: %s", config.name, state.version, line)
     harm = tuple(harm_of(stream, found[part], new.times[part]) for stream, part in zip(streams, parts, strict=True))
-    return Look(_remember(replace(state, streams=streams), keys, new.times), harm, len(new), said)
+    return Look(_remember(replace(state, streams=streams), keys, new.times), harm, len(new), tuple(said))
 
 
 def _new(state: HarmState, rows: TrafficRows) -> tuple[TrafficRows, Array, list[tuple[int, str]]]:
@@ -196,10 +200,21 @@ def _selective(labels: Array, target: Array) -> str:
     )
 
 
+def _unfollowed(streams: tuple[Stream, ...], config: ProjectConfig) -> str:
+    """Return which slices of requests cannot be followed."""
+    known = {stream.name.partition("=")[0] for stream in streams[1:]}
+    missing = [name for name in config.serve.slices if name not in known]
+    why = "is not among the reference's slices, so that nothing is known to tolerate: return it in slices() and deploy"
+    return f"slice {', '.join(missing)} {why}" if missing else ""
+
+
 def _follow_all(
     streams: tuple[Stream, ...], rows: TrafficRows, losses: Array
-) -> tuple[tuple[Stream, ...], list[Array]]:
-    """Return the streams with the losses [n] counted, new values of known slices added, and each stream's rows."""
+) -> tuple[tuple[Stream, ...], list[Array], str]:
+    """Return the streams with the losses [n] counted and new values of slices added, each one's rows, and what is not.
+
+    The threshold of the slices stays: it does not depend on the number of values.
+    """
     names = sorted({stream.name.partition("=")[0] for stream in streams[1:]})
     members: dict[str, Array] = {ALL: np.arange(len(rows))}
     for name in names:
@@ -217,7 +232,8 @@ def _follow_all(
         part = members.get(stream.name, nobody)
         parts.append(part)
         followed.append(follow(stream, losses[part], rows.times[part]))
-    return tuple(followed), parts
+    over = len(streams) + len(more) - MAX_STREAMS
+    return tuple(followed), parts, f"{over} values of slices are over {MAX_STREAMS}: not followed" if over > 0 else ""
 
 
 def _remember(state: HarmState, keys: Array, times: Array) -> HarmState:
