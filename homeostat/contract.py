@@ -76,7 +76,7 @@ class ColumnSpec(Strict):
     null_share: float
     minimum: float | None
     maximum: float | None
-    categories: tuple[int, ...] | None = None
+    categories: tuple[int, ...] | tuple[str, ...] | None = None
 
 
 class Contract(Strict):

@@ -1,28 +1,28 @@
-"""The reference profile of the training rows, and the contract that is inferred from it."""
+"""The reference profile: what the training rows looked like, and how the model answered, in a few kilobytes."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Literal
 
-import numpy as np
 from pydantic import Field, ValidationError
 
-from homeostat.config import ProjectConfig
-from homeostat.contract import MAX_CATEGORIES, MAX_COLUMNS, ColumnSpec, Contract, Strict, TensorSpec
-from homeostat.dataset import Array, Dataset
+from homeostat.contract import Strict
+from homeostat.dataset import Dataset
 from homeostat.errors import DataInvalid
 from homeostat.project import Project
+from homeostat.records import Interval
 
 if TYPE_CHECKING:
     import pandas as pd
 
 TARGET = "target"
 """Name of the target beside the columns of `Project.to_frame`."""
-
+FORMAT: Literal[2] = 2
 BINS = 20
-CLIP = (0.005, 0.995)
-QUANTILES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
+MAX_COUNTED = 100
+"""Categories that are counted by name; the rows of all others are one number."""
 
 
 class ColumnProfile(Strict):
@@ -33,24 +33,81 @@ class ColumnProfile(Strict):
 
     name: str
     dtype: str
+    """As pandas names it."""
     null_share: float
+    """Missing and NaN; infinite values are neither missing nor counted elsewhere."""
     minimum: float | None = None
     maximum: float | None = None
     mean: float | None = None
     std: float | None = None
+    """Of the population."""
     quantiles: dict[str, float] = Field(default_factory=dict)
     edges: tuple[float, ...] = ()
     counts: tuple[int, ...] = ()
-    categories: dict[int, int] | None = None
-    """Value -> rows, for an integer column with few distinct values."""
+    distinct: int | None = None
+    """Different values, about; None in a profile of format 1."""
+    categories: tuple[tuple[int | str, int], ...] | None = None
+    """Value and rows, for text, flags and integers of few values: at most 100, the most frequent."""
+    rest: int = 0
+    """Rows of the categories that are not listed."""
+
+
+class Dependence(Strict):
+    """Spearman's rank correlation of each pair of numeric columns, the target last; None with a constant."""
+
+    columns: tuple[str, ...]
+    spearman: tuple[tuple[float | None, ...], ...]
+
+
+class CalibrationBin(Strict):
+    """Rows whose confidence is in (low, high], and how many of them were right."""
+
+    low: float
+    high: float
+    rows: int
+    confidence: float | None
+    """Mean; None without rows."""
+    right: float | None
+    """Share; None without rows."""
+
+
+class SliceProfile(Strict):
+    """The rows of one slice, and the model's metrics on them."""
+
+    name: str
+    """`slice=value`."""
+    rows: int
+    metrics: dict[str, Interval]
+
+
+class ModelProfile(Strict):
+    """How the model answered held-out rows: added to a profile at evaluation."""
+
+    rows: int
+    scores: tuple[ColumnProfile, ...]
+    """Of the columns that monitoring watches: prediction and scores."""
+    calibration: tuple[CalibrationBin, ...] = ()
+    """Of a classifier's confidence in its answer."""
+    metrics: dict[str, Interval] = Field(default_factory=dict)
+    slices: tuple[SliceProfile, ...] = ()
 
 
 class Profile(Strict):
     """What the training rows looked like, column by column."""
 
+    format: Literal[2] = FORMAT
     rows: int
     columns: tuple[ColumnProfile, ...]
-    target: ColumnProfile
+    target: ColumnProfile | None = None
+    """None for rows without a target."""
+    sampled: int | None = None
+    """Rows that quantiles and dependence rest on; all other figures rest on all rows."""
+    dependence: Dependence | None = None
+    model: ModelProfile | None = None
+
+    def with_model(self, model: ModelProfile) -> Profile:
+        """Return the profile with how the model answered."""
+        return self.model_copy(update={"model": model})
 
     def to_json(self) -> str:
         """Return the profile as indented JSON."""
@@ -58,11 +115,36 @@ class Profile(Strict):
 
     @classmethod
     def from_json(cls, text: str | bytes, where: str | Path = "profile") -> Profile:
-        """Read a profile; raises DataInvalid that names the key."""
+        """Read a profile of format 1 or 2; raises DataInvalid that names the key, or the format."""
         try:
-            return cls.model_validate_json(text)
+            values = json.loads(text)
+        except ValueError as error:
+            raise DataInvalid(f"{where} is not a profile: {error}") from error
+        known = isinstance(values, dict) and values.get("format", 1)
+        if isinstance(values, dict) and known not in (1, FORMAT):
+            raise DataInvalid(
+                f"{where} is a profile of format {known}, and this homeostat reads 1 and {FORMAT}: "
+                "use the homeostat that wrote it, or train the version again"
+            )
+        if isinstance(values, dict) and known == 1:
+            values = _from_first(values)
+        try:
+            return cls.model_validate_json(json.dumps(values))
         except ValidationError as error:
             raise DataInvalid(f"{where} is not a profile: {error}") from error
+
+
+def _from_first(values: dict[str, Any]) -> dict[str, Any]:
+    """Return the values of format 1, whose categories were an object of integers, as format 2 has them."""
+
+    def column(found: Any) -> Any:
+        if not isinstance(found, dict) or not isinstance(found.get("categories"), dict):
+            return found
+        return found | {"categories": [[int(value), rows] for value, rows in found["categories"].items()]}
+
+    columns = values.get("columns")
+    upgraded = values | {"format": FORMAT, "target": column(values.get("target"))}
+    return upgraded | ({"columns": [column(one) for one in columns]} if isinstance(columns, list) else {})
 
 
 def frame_of(project: Project, data: Dataset) -> pd.DataFrame:
@@ -76,110 +158,3 @@ def frame_of(project: Project, data: Dataset) -> pd.DataFrame:
     if TARGET in frame.columns:
         raise DataInvalid(f"to_frame gave a column named {TARGET!r}, which is the target's; rename it")
     return frame.assign(**{TARGET: data.target})
-
-
-def make_profile(frame: pd.DataFrame, target: Array) -> Profile:
-    """Profile every column of a frame, and the target [n]."""
-    return Profile(
-        rows=len(frame),
-        columns=tuple(_profile(str(name), frame[name].to_numpy()) for name in frame.columns if name != TARGET),
-        target=_profile(TARGET, target),
-    )
-
-
-def _profile(name: str, values: Array) -> ColumnProfile:
-    if values.dtype.kind not in "fiub":
-        nulls = np.array([v is None or v != v for v in values.tolist()], dtype=bool)
-        return ColumnProfile(name=name, dtype=values.dtype.name, null_share=float(nulls.mean()))
-    numbers = values.astype(np.float64)
-    null_share, numbers = float(np.isnan(numbers).mean()), numbers[np.isfinite(numbers)]
-    if len(numbers) == 0:
-        return ColumnProfile(name=name, dtype=values.dtype.name, null_share=null_share)
-    low, high = np.quantile(numbers, CLIP)
-    if low == high:
-        low, high = low - 0.5, high + 0.5
-    edges = np.linspace(low, high, BINS + 1)
-    counts, _ = np.histogram(np.clip(numbers, low, high), edges)
-    quantiles = np.quantile(numbers, QUANTILES)
-    return ColumnProfile(
-        name=name,
-        dtype=values.dtype.name,
-        null_share=null_share,
-        minimum=float(numbers.min()),
-        maximum=float(numbers.max()),
-        mean=float(numbers.mean()),
-        std=float(numbers.std()),
-        quantiles={f"{q:g}": float(v) for q, v in zip(QUANTILES, quantiles, strict=True)},
-        edges=tuple(edges.tolist()),
-        counts=tuple(counts.tolist()),
-        categories=_categories(values),
-    )
-
-
-def _categories(values: Array) -> dict[int, int] | None:
-    if values.dtype.kind not in "iub":
-        return None
-    seen, counts = np.unique(values.astype(np.int64), return_counts=True)
-    return dict(zip(seen.tolist(), counts.tolist(), strict=True)) if len(seen) <= MAX_CATEGORIES else None
-
-
-def infer_contract(project: Project, train: Dataset, config: ProjectConfig) -> tuple[Contract, Profile]:
-    """Return what later rows may be, by what the training rows were, and their profile.
-
-    Ranges are widened on both sides by data.range_slack of what was seen. Raises DataInvalid
-    when a column has no value in the training part.
-    """
-    profile = make_profile(frame_of(project, train), train.target)
-    slack = config.data.range_slack
-    target = _column(profile.target, slack)
-    if config.task == "classification":
-        target = target.model_copy(update={"minimum": profile.target.minimum, "maximum": profile.target.maximum})
-    contract = Contract(
-        inputs=tuple(
-            _tensor(name, values, slack, train.columns.get(name, ())) for name, values in train.inputs.items()
-        ),
-        columns=tuple(_column(column, slack) for column in profile.columns),
-        target=target,
-        min_rows=config.data.min_rows,
-        mostly=config.data.mostly,
-        null_slack=config.data.null_slack,
-    )
-    return contract, profile
-
-
-def _tensor(name: str, values: Array, slack: float, columns: tuple[str, ...]) -> TensorSpec:
-    by_column = values.ndim == 2 and values.shape[1] <= MAX_COLUMNS
-    flat = (values if by_column else values.reshape(-1, 1)).astype(np.float64)
-    empty = np.flatnonzero(np.isnan(flat).all(axis=0))
-    if len(empty):
-        where = f" column {empty[0]}" if by_column else ""
-        raise DataInvalid(f"input {name!r}{where} has no value in the training part")
-    ranges = [_widened(low, high, slack) for low, high in zip(np.nanmin(flat, 0), np.nanmax(flat, 0), strict=True)]
-    return TensorSpec(
-        name=name,
-        dtype=values.dtype.name,
-        shape=values.shape[1:],
-        minimum=tuple(low for low, _ in ranges),
-        maximum=tuple(high for _, high in ranges),
-        columns=columns,
-    )
-
-
-def _column(column: ColumnProfile, slack: float) -> ColumnSpec:
-    low, high = column.minimum, column.maximum
-    if low is not None and high is not None:
-        low, high = _widened(low, high, slack)
-    return ColumnSpec(
-        name=column.name,
-        dtype=column.dtype,
-        null_share=column.null_share,
-        minimum=low,
-        maximum=high,
-        categories=None if column.categories is None else tuple(sorted(column.categories)),
-    )
-
-
-def _widened(low: float, high: float, slack: float) -> tuple[float, float]:
-    """Widen by a share of the seen range; of the value itself where it never varied."""
-    margin = slack * float((high - low) or abs(high) or 1.0)
-    return float(low) - margin, float(high) + margin

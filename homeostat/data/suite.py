@@ -16,7 +16,8 @@ import pandas as pd
 from homeostat.config import ProjectConfig
 from homeostat.contract import ColumnSpec, Contract
 from homeostat.data.checks import EXAMPLES, PARTS
-from homeostat.data.profile import TARGET, frame_of, infer_contract
+from homeostat.data.contract import infer_contract
+from homeostat.data.profile import TARGET, frame_of
 from homeostat.dataset import Dataset, write_artifact
 from homeostat.errors import DataInvalid
 from homeostat.project import Project

@@ -91,7 +91,8 @@ def test_every_deployment_is_of_a_flow_and_a_project_and_its_schedules_are_off()
 def test_importing_the_flows_and_the_command_imports_nothing_heavy() -> None:
     import subprocess
 
-    heavy = "('tensorflow','keras','mlflow','evidently','great_expectations','sklearn','pandas','onnxruntime')"
+    heavy = "('tensorflow','keras','mlflow','evidently','great_expectations','sklearn','pandas','onnxruntime'"
+    heavy += ",'duckdb','ibis')"
     for modules in (
         "homeostat.cli, homeostat.config, homeostat.settings",
         "flows.lifecycle, flows.monitor, flows.retrain",
