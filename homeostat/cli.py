@@ -21,6 +21,7 @@ from homeostat.commands.console import (
     short_time,
     show,
 )
+from homeostat.commands.contract import contract
 from homeostat.commands.key import key
 from homeostat.commands.rollout import rollout
 from homeostat.commands.traffic import traffic
@@ -67,6 +68,7 @@ def main() -> None:
 
 
 main.add_command(backtest)
+main.add_command(contract)
 main.add_command(key)
 main.add_command(traffic)
 

@@ -78,7 +78,7 @@ class Validation:
     """Folder of the Great Expectations Data Docs (HTML)."""
     checks: int
     contract_from: str
-    """`inferred`, or the version whose contract was applied, such as `v3`."""
+    """`inferred`, or the version whose contract was applied, such as `v3`; `... with contract.toml`."""
 
 
 @dataclass(frozen=True)

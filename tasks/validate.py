@@ -5,6 +5,7 @@ from pathlib import Path
 from homeostat.bundle import load_public_key, open_bundle
 from homeostat.control.store import ControlStore
 from homeostat.dataset import Dataset
+from homeostat.project import find_project
 from homeostat.records import DatasetRecord, RunRef, Validation
 from tasks.stage import open_project, stage
 
@@ -24,7 +25,8 @@ def validate(run: RunRef, data: DatasetRecord) -> Validation:
         applied = (champion.version, contract) if at.config.data.contract == "champion" else None
     folder = Path(run.workspace) / "validation"
     try:
-        return validate_data(at.project, at.config, data, Path(run.workspace), applied)
+        edits = find_project(run.project, at.settings.root).with_name("contract.toml")
+        return validate_data(at.project, at.config, data, Path(run.workspace), applied, edits)
     finally:
         if folder.is_dir():
             at.registry.log_folder(run, folder, "validation")

@@ -17,6 +17,7 @@ from homeostat.config import ProjectConfig
 from homeostat.contract import ColumnSpec, Contract
 from homeostat.data.checks import EXAMPLES, PARTS
 from homeostat.data.contract import infer_contract
+from homeostat.data.edits import FILE, apply_edits, read_edits
 from homeostat.data.profile import TARGET, frame_of
 from homeostat.dataset import Dataset, write_artifact
 from homeostat.errors import DataInvalid
@@ -37,21 +38,27 @@ def validate(
     record: DatasetRecord,
     workspace: Path,
     champion_contract: tuple[int, Contract] | None,
+    edits: Path | None = None,
 ) -> Validation:
     """Hold the four parts against the contract, and write contract, profile, suite and Data Docs.
 
     Without a champion every row is held against the contract inferred from the training part.
     With one, its contract is applied: to all rows for what a tensor is, to the project's own rows
     for values (traffic may have drifted; it came in by the champion's door). What is written for the next
-    version is the inferred contract. Raises DataInvalid with a line for each breach; the
-    Data Docs are there by then.
+    version is the inferred contract. edits: the project's contract.toml, if it has one, overrides both.
+    Raises DataInvalid with a line for each breach; the Data Docs are there by then; ConfigError for the edits.
     """
     folder = workspace / "validation"
     parts = {part: Dataset.load(record.parts[part]) for part in PARTS}
     inferred, profile = infer_contract(project, parts["train"], config)
+    said = None if edits is None else read_edits(edits)
+    if said is not None:
+        inferred = apply_edits(inferred, said, edits or "")
     contract, source = inferred, "inferred"
     if champion_contract is not None:
         contract, source = champion_contract[1], f"v{champion_contract[0]}"
+        if said is not None:
+            contract = apply_edits(contract, said.known_to(contract), edits or "")
         _check_tensors(parts["train"], contract, source)
         parts = {part: data.take(np.arange(len(data) - record.traffic.get(part, 0))) for part, data in parts.items()}
     frame = pd.concat([_labelled(frame_of(project, data), part) for part, data in parts.items()])
@@ -64,18 +71,21 @@ def validate(
         suite=write_artifact(folder / "suite.json", _suite_json(suite).encode()),
         docs=str(docs.resolve()),
         checks=len(results),
-        contract_from=source,
+        contract_from=source if said is None else f"{source} with {FILE}",
     )
     breaches = list(_breaches(results, frame))
     if breaches:
         meant = '; if the change is meant, set data.contract = "inferred" in project.toml'
-        remedy = "" if source == "inferred" else meant
+        remedy = ("" if source == "inferred" else meant) + (
+            f"; the project's own rules stand in {edits}" if said else ""
+        )
         raise DataInvalid(
-            f"the data of project {config.name!r} breaks its contract ({source}) in {len(breaches)} of {len(results)} "
-            f"checks; correct the data, or look at {docs.resolve() / 'index.html'}{remedy}",
+            f"the data of project {config.name!r} breaks its contract ({written.contract_from}) "
+            f"in {len(breaches)} of {len(results)} checks; correct the data, or look at "
+            f"{docs.resolve() / 'index.html'}{remedy}",
             breaches,
         )
-    logger.info("%d checks of the contract (%s) hold on %d rows", len(results), source, len(frame))
+    logger.info("%d checks of the contract (%s) hold on %d rows", len(results), written.contract_from, len(frame))
     return written
 
 
