@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Mapping, Sequence
 
-from homeostat.records import Interval, Monitoring
+from homeostat.records import Harm, Interval, Monitoring
 
 
 def figures(monitoring: Monitoring) -> dict[str, float]:
     """Return the key figures by MLflow metric name; what is not known in this window is left out.
 
-    monitor/* counts, drift/<column> p-values or distances, quality/<metric> with .low and .high,
-    latency/* in ms, predecessor/gain (positive: the live version is better).
+    monitor/* counts, drift/<column> p-values or distances, evidence/<column> natural logarithms,
+    severity/<column>, quality/<metric> with .low and .high, harm/<all or slice>/loss with .low and .high,
+    labels/* in seconds, latency/* in ms, predecessor/gain (positive: the live version is better).
     """
     drifted = sum(column.drifted for column in monitoring.columns) + len(monitoring.faults)
     out: dict[str, float] = {
@@ -25,7 +27,17 @@ def figures(monitoring: Monitoring) -> dict[str, float]:
         "monitor/faults": len(monitoring.faults),
     }
     for column in monitoring.columns:
-        out[_free("drift/" + _key(column.column), out)] = column.p_value
+        key = _free("drift/" + _key(column.column), out).removeprefix("drift/")
+        out |= _known(
+            {f"drift/{key}": column.p_value, f"evidence/{key}": column.log_e, f"severity/{key}": column.severity}
+        )
+    out |= _harm_figures(monitoring.harm)
+    if monitoring.delay is not None:
+        delay = {"delay_p50_s": monitoring.delay.p50, "delay_p90_s": monitoring.delay.p90}
+        delay |= {"coverage": monitoring.delay.coverage, "horizon_s": monitoring.delay.horizon}
+        out |= _known({f"labels/{name}": value for name, value in delay.items()})
+    if monitoring.estimate is not None and monitoring.estimate.shown:
+        out["estimate/" + _key(monitoring.estimate.metric)] = monitoring.estimate.value
     for name, interval in monitoring.quality.items():
         out |= _bounds("quality/" + _key(name), interval)
     if monitoring.latency_p50_ms is not None and monitoring.latency_p99_ms is not None:
@@ -35,31 +47,67 @@ def figures(monitoring: Monitoring) -> dict[str, float]:
     return {name: float(value) for name, value in out.items() if math.isfinite(value)}
 
 
+def _harm_figures(harm: Sequence[Harm]) -> dict[str, float]:
+    out: dict[str, float] = {}
+    for one in harm:
+        name = _free(f"harm/{_key(one.name)}", {key.rpartition("/")[0]: 0.0 for key in out})
+        out |= _bounds(f"{name}/loss", one.loss)
+        out |= {f"{name}/log_e": one.log_e, f"{name}/labels": one.labels, f"{name}/harmed": one.harmed}
+    return out
+
+
 def summary(monitoring: Monitoring) -> str:
-    """Return the window as markdown: verdict, figures, and a table of the columns, drifted ones first."""
+    """Return the window as markdown: conclusion, harm, figures, and a table of the columns, drifted ones first."""
     window = monitoring.window
     lines = [
-        f"## {monitoring.model} v{monitoring.version}: {'drift' if monitoring.drifted else 'no drift'}",
+        f"## {monitoring.model} v{monitoring.version}: {monitoring.conclusion}",
         "",
-        monitoring.reason,
+        f"{'Drift: ' if monitoring.drifted else ''}{_cell(monitoring.reason)}",
         "",
         f"{window.rows} rows ({window.labelled} labelled) from {window.start} to {window.end}",
         "",
+        *_harm_lines(monitoring.harm),
         *_figure_table(monitoring),
         *[f"- fault: {_cell(fault)}" for fault in monitoring.faults],
         *[f"- note: {_cell(note)}" for note in monitoring.notes],
     ]
     if monitoring.columns:
-        lines += ["", "| column | method | value | threshold | drifted |", "|---|---|---:|---:|---|"]
         lines += [
-            f"| {_cell(c.column)} | {c.method} | {c.p_value:.3g} | {c.threshold:.3g} | {'yes' if c.drifted else ''} |"
-            for c in sorted(monitoring.columns, key=lambda c: not c.drifted)
+            "",
+            "| column | method | value | threshold | log e | severity | drifted |",
+            "|---|---|---:|---:|---:|---:|---|",
+        ]
+        lines += [
+            f"| {_cell(c.column)} | {c.method} | {c.p_value:.3g} | {c.threshold:.3g} | {_number(c.log_e)} "
+            f"| {_number(c.severity)} | {'yes' if c.drifted else ''} |"
+            for c in sorted(monitoring.columns, key=lambda c: (not c.drifted, -(c.severity or 0.0)))
         ]
     return "\n".join(lines) + "\n"
 
 
+def _harm_lines(harm: Sequence[Harm]) -> list[str]:
+    """Return a line for all rows and one for each slice that is harmed."""
+    lines = []
+    for one in harm:
+        if one.harmed or one.name == "all":
+            said = f"**harm** since {one.since or 'an unknown time'}" if one.harmed else "no harm"
+            lines.append(
+                f"- {_cell(one.name)}: {said}; loss {_interval(one.loss)}, tolerated {one.tolerated:.4g}; "
+                f"log e {one.log_e:.3g}, alarm at {one.threshold:.3g}; {one.labels} labels"
+            )
+    return [*lines, ""] if lines else []
+
+
 def _figure_table(monitoring: Monitoring) -> list[str]:
     rows = [(name, _interval(interval)) for name, interval in monitoring.quality.items()]
+    delay, estimate = monitoring.delay, monitoring.estimate
+    if delay is not None and delay.p50 is not None and delay.p90 is not None:
+        rows.append(("label delay p50, p90", f"{delay.p50:.4g} s, {delay.p90:.4g} s"))
+    if delay is not None and delay.coverage is not None:
+        rows.append((f"labelled, of rows older than {delay.horizon:.4g} s", f"{delay.coverage:.0%}"))
+    if estimate is not None:
+        shown = f"{estimate.value:.4g}" if estimate.shown else "not shown"
+        rows.append((f"{estimate.metric}, estimated without labels", f"{shown}: {_cell(estimate.reason)}"))
     if monitoring.latency_p50_ms is not None:
         rows.append(("latency p50, p99", f"{monitoring.latency_p50_ms:.2f} ms, {monitoring.latency_p99_ms:.2f} ms"))
     beside = monitoring.predecessor
@@ -80,6 +128,14 @@ def _interval(interval: Interval) -> str:
 
 def _bounds(name: str, interval: Interval) -> dict[str, float]:
     return {name: interval.value, f"{name}.low": interval.low, f"{name}.high": interval.high}
+
+
+def _known(figures: Mapping[str, float | None]) -> dict[str, float]:
+    return {name: value for name, value in figures.items() if value is not None}
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.3g}"
 
 
 def _key(name: str) -> str:
