@@ -53,7 +53,7 @@ class FlowRuns:
                 self._wait(new[0].id, deployment)
                 return new[0].id
             time.sleep(POLL_SECONDS)
-        raise ServingError(f"no automation has started {deployment} within {seconds:g} s of the drift event")
+        raise ServingError(f"no automation has started {deployment} within {seconds:g} s of the event")
 
     def _wait(self, run_id: UUID, name: str) -> None:
         with self._console.status(name) as status:
@@ -74,13 +74,17 @@ class FlowRuns:
 
     def child_of(self, run_id: UUID) -> UUID:
         """Return the id of the subflow run of a flow run; raises FlowRunFailed when there is none."""
+        children = self.children_of(run_id)
+        if not children:
+            raise FlowRunFailed(f"the policy held the retraining: see {self._url}/runs/flow-run/{run_id}")
+        return children[0]
+
+    def children_of(self, run_id: UUID) -> list[UUID]:
+        """Return the ids of the subflow runs of a flow run."""
         from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterParentFlowRunId
 
         only = FlowRunFilter(parent_flow_run_id=FlowRunFilterParentFlowRunId(any_=[run_id]))
-        children = self._client.read_flow_runs(flow_run_filter=only)
-        if not children:
-            raise FlowRunFailed(f"the policy held the retraining: see {self._url}/runs/flow-run/{run_id}")
-        return children[0].id
+        return [child.id for child in self._client.read_flow_runs(flow_run_filter=only)]
 
     def seconds(self, run_id: UUID) -> float:
         """Return how long a flow run took, from when it was asked for."""

@@ -24,6 +24,7 @@ from deployments.stack import wait_ready
 from deployments.timeline import Timeline
 from deployments.traffic import Sent, Traffic, count_labels, infer_body, wait_captured
 from homeostat.config import ProjectConfig
+from homeostat.control.store import ControlStore
 from homeostat.data.splits import assign_parts
 from homeostat.dataset import Dataset
 from homeostat.errors import ConfigError, HomeostatError, ServingError
@@ -124,6 +125,7 @@ class Life:
         drifted = [column["column"] for column in found["columns"] if column["drifted"]]
         names = ", ".join(drifted[:3]) + (", ..." if len(drifted) > 3 else "")
         figure = f"{len(drifted)} of {len(found['columns'])} columns drifted: {names}" if drifted else found["reason"]
+        figure = f"{found['conclusion']}; {figure}"
         for name, interval in found["quality"].items():
             if name == self.config.primary:
                 figure += f"; live {name} {interval['value']:.4f}"
@@ -137,8 +139,22 @@ class Life:
         self._send("test rows", self.data.take(parts["test"]))
         self.drift["before"] = self._monitor()
 
+    def harmless_drift(self) -> None:
+        """Send rows of one side alone: they drift, their labels show no harm, and the policy holds."""
+        self.timeline.act("other rows come than before, but the model knows them")
+        self._send("rows of one side", one_side(self.data, min(SHIFTED_ROWS, len(self.data) // 3)))
+        asked = datetime.now(UTC)
+        found = self.drift["harmless"] = self._monitor()
+        if found["conclusion"] != "drift":
+            raise ServingError(f"rows of one side are {found['conclusion']}, not drift: {found['reason']}")
+        run = self.flows.wait_started_by_event(self._deployment("retrain"), asked)
+        verdict = ControlStore(self.settings.control_url).last(self.config.name, "verdict")
+        if verdict is None or self.flows.children_of(run):
+            raise ServingError("drift without harm has started a retraining")
+        self.timeline.add("policy", self.flows.seconds(run), f"hold: {verdict.reason}")
+
     def the_world_changes(self) -> None:
-        """Send shifted rows until drift is found; the automation starts retrain."""
+        """Send shifted rows until their labels show harm; the automation starts retrain."""
         self.timeline.act("the world changes")
         module = sys.modules[type(self.project).__module__]
         rng = np.random.default_rng(self.config.train.seed)
@@ -149,11 +165,11 @@ class Life:
             self._send("shifted rows", replace(base, inputs=module.shift(dict(base.inputs), rng)))
             asked = datetime.now(UTC)
             self.drift["after"] = self._monitor()
-            if self.drift["after"]["drifted"]:
+            if self.drift["after"]["conclusion"] == "harm":
                 break
         else:
-            raise ServingError(f"no drift was found in {len(rows)} shifted rows: {self.drift['after']['reason']}")
-        self.timeline.act("the drift event has started retrain")
+            raise ServingError(f"no harm was found in {len(rows)} shifted rows: {self.drift['after']['reason']}")
+        self.timeline.act("the harm event has started retrain")
         run = self.flows.wait_started_by_event(self._deployment("retrain"), asked)
         self._report_life(self.flows.life_of(self.flows.child_of(run), self.settings))
 
@@ -214,6 +230,15 @@ class Life:
         }
 
 
+def one_side(data: Dataset, count: int) -> Dataset:
+    """Return the rows whose inputs are largest on the whole: they look unlike the rest, and are real all the same."""
+    size = np.zeros(len(data))
+    for values in data.inputs.values():
+        flat = values.reshape(len(data), -1).astype(np.float64)
+        size += ((flat - flat.mean(axis=0)) / (flat.std(axis=0) + 1e-9)).mean(axis=1)
+    return data.take(np.sort(np.argsort(size)[-count:]))
+
+
 def _write(settings: Settings, record: dict[str, Any]) -> Path:
     import json
 
@@ -233,6 +258,7 @@ def _live(name: str, keep: bool, console: Console) -> None:
         life.timeline.add("start", life.timeline.elapsed(), "Prefect, MLflow, model server, worker")
         life.first_version()
         life.live_traffic()
+        life.harmless_drift()
         life.the_world_changes()
         life.roll_back()
         path = _write(settings, life.record())

@@ -9,7 +9,9 @@ from prefect.artifacts import create_markdown_artifact
 from prefect.runtime import flow_run
 
 from homeostat.bundle import load_public_key, open_bundle
+from homeostat.control.ledger import to_json
 from homeostat.control.store import ControlStore
+from homeostat.control.windows import Windows
 from homeostat.dataset import write_artifact
 from homeostat.errors import NotFound
 from homeostat.records import BundleRef, Monitoring
@@ -36,7 +38,9 @@ def observe(project: str, since: datetime | None) -> Monitoring:
 
     folder = at.settings.home / "windows" / str(flow_run.id)
     version, onnx, reference = opened(row.champion)
-    found = monitor_traffic(
+    windows = Windows(at.settings.control_url)
+    standing = windows.standing(at.config.name, version)
+    found, state = monitor_traffic(
         at.project,
         at.config,
         version=version,
@@ -50,21 +54,24 @@ def observe(project: str, since: datetime | None) -> Monitoring:
         now=now,
         seed=at.config.train.seed,
         keys=load_keyring(at.settings),
+        state=standing.state,
     )
-    written = write_artifact(folder / "monitoring.json", json.dumps(asdict(found), indent=1).encode())
+    windows.keep(at.config.name, version, standing, found.window.end, to_json(asdict(found)), state)
+    written = write_artifact(folder / "monitoring.json", json.dumps(to_json(asdict(found)), indent=1).encode())
     files = [Path(written.path), *(Path(path) for path in found.reports)]
     url = at.registry.log_monitoring(at.config.name, figures(found), files, int(now.timestamp()))
     create_markdown_artifact(
         f"{summary(found)}\n\n[Figures over time in MLflow]({url})",
         key=f"{at.config.name.replace('_', '-')}-monitoring",
     )
-    if found.columns or found.faults:  # there was a report; the ledger keeps the last
+    if found.conclusion != "inconclusive":  # the ledger keeps what was found
         store.record(
             at.config.name,
             "drift",
             actor=f"flow_run {flow_run.id}",
             reason=found.reason,
             evidence={
+                "conclusion": found.conclusion,
                 "drifted": found.drifted,
                 "rows": found.window.rows,
                 "labelled": found.window.labelled,

@@ -10,18 +10,20 @@ from typing import TYPE_CHECKING
 
 from homeostat.config import ProjectConfig
 from homeostat.dataset import Array
-from homeostat.errors import ConfigError, GateFailed, MonitoringFailed
+from homeostat.errors import ConfigError, DataInvalid, GateFailed, MonitoringFailed
 from homeostat.masking import mask_like
 from homeostat.monitoring.columns import answered_frame, watched_frame
 from homeostat.monitoring.drift import Drift, find_drift
+from homeostat.monitoring.evidence import Evidence
 from homeostat.monitoring.figures import figures, summary
+from homeostat.monitoring.labels import look_at_labels
 from homeostat.monitoring.performance import MIN_LABELLED, beside_predecessor, latency, live_quality, usable_labels
 from homeostat.monitoring.reference import Reference, load_reference
 from homeostat.monitoring.reports import quality_report
 from homeostat.monitoring.traffic import TrafficRows
 from homeostat.monitoring.window import read_window
 from homeostat.project import Project
-from homeostat.records import Comparison, Monitoring
+from homeostat.records import Comparison, Conclusion, Harm, Monitoring
 from homeostat.sealing import Keyring
 
 if TYPE_CHECKING:
@@ -47,8 +49,12 @@ def monitor(
     now: datetime,
     seed: int,
     keys: Keyring | None = None,
-) -> Monitoring:
-    """Hold what the live version answered from `since` to `now` against its reference.
+    state: str = "",
+) -> tuple[Monitoring, str]:
+    """Hold what the live version answered from `since` to `now` against its reference; return the state after it.
+
+    state: what the look before returned, empty for the first one of a version: its evidence goes on
+    from there, so that no label counts twice. Evidence that cannot be read begins anew, with a note.
 
     version, onnx, reference: the live version's, out of its bundle. predecessor: (version, ONNX
     graph) of the champion before it, which is replayed on all labelled rows answered since
@@ -75,6 +81,20 @@ def monitor(
         keys=keys,
         to_frame=to_frame,
     )
+    before, lost = _evidence(state, champion_since)
+    labels = look_at_labels(
+        project,
+        config,
+        expected,
+        before.harm,
+        version=version,
+        traffic=traffic,
+        champion_since=champion_since,
+        since=max(since, champion_since),
+        now=now,
+        seed=seed,
+        keys=keys,
+    )
     labelled = usable_labels(rows, config.task)
     drift = _drift(project, config, expected, rows, workspace, html=len(labelled) > 0)
     quality_reports, no_report = _quality_reports(config, expected, labelled, workspace)
@@ -90,7 +110,7 @@ def monitor(
         keys=keys,
     )
     p50, p99 = latency(rows)
-    return Monitoring(
+    found = Monitoring(
         model=config.name,
         version=version,
         window=window,
@@ -103,8 +123,33 @@ def monitor(
         latency_p99_ms=p99,
         reports=drift.reports + quality_reports,
         predecessor=comparison,
-        notes=_notes(rows, labelled) + no_report + no_comparison,
+        notes=_notes(rows, labelled) + no_report + no_comparison + labels.notes + lost,
+        conclusion=_conclude(drift, labels.harm),
+        harm=labels.harm,
+        cohorts=labels.cohorts,
+        delay=labels.delay,
+        estimate=labels.estimate,
+        changes=labels.changes,
     )
+    return found, Evidence(now, labels.state).to_json()
+
+
+def _evidence(state: str, champion_since: datetime) -> tuple[Evidence, tuple[str, ...]]:
+    """Return the evidence of the looks before, or none and a note when it cannot be read."""
+    try:
+        return Evidence.from_json(state).since(champion_since), ()
+    except DataInvalid as error:
+        logger.warning("%s; it begins anew", error)
+        return Evidence(), (f"{error}: it begins anew",)
+
+
+def _conclude(drift: Drift, harm: tuple[Harm, ...]) -> Conclusion:
+    """Return the window in one word: harm goes before drift, and what was not tested is not healthy."""
+    if any(one.harmed for one in harm):
+        return "harm"
+    if drift.drifted:
+        return "drift"
+    return "healthy" if drift.columns else "inconclusive"
 
 
 def _utc(moment: datetime) -> datetime:

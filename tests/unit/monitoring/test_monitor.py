@@ -73,6 +73,12 @@ def reference() -> bytes:
 
 
 def look(config, capture, reference, tmp_path, onnx=GOOD, predecessor=(2, BAD), champion_days=7.0) -> Monitoring:
+    return look_on(config, capture, reference, tmp_path, "", onnx, predecessor, champion_days)[0]
+
+
+def look_on(
+    config, capture, reference, tmp_path, state, onnx=GOOD, predecessor=None, champion_days=7.0, now=NOW
+) -> tuple[Monitoring, str]:
     return monitor(
         Toy(),
         config,
@@ -82,10 +88,11 @@ def look(config, capture, reference, tmp_path, onnx=GOOD, predecessor=(2, BAD), 
         predecessor=predecessor,
         traffic=capture.path,
         workspace=tmp_path / "work",
-        since=NOW - timedelta(days=1),
+        since=now - timedelta(days=1),
         champion_since=NOW - timedelta(days=champion_days),
-        now=NOW,
+        now=now,
         seed=1,
+        state=state,
     )
 
 
@@ -120,6 +127,53 @@ def test_a_healthy_labelled_window(config, capture, reference, tmp_path):
     assert shown["predecessor/gain"] == seen.predecessor.gain.value
     assert 0 <= shown["drift/model.score_0"] <= 1
     assert f"| accuracy | {accuracy.value:.4g} [" in summary(seen)
+
+
+def wrong(y: np.ndarray) -> np.ndarray:
+    return (y + 1) % 3
+
+
+def test_labels_count_once_over_looks_and_harm_goes_before_drift(config, capture, reference, tmp_path):
+    x, y = rows(300, 5)
+    send(capture, x, y)
+    first, state = look_on(config, capture, reference, tmp_path, "")
+    again, state = look_on(config, capture, reference, tmp_path, state)
+    assert (first.conclusion, again.conclusion) == ("healthy", "healthy")
+    assert (first.harm[0].labels, again.harm[0].labels) == (300, 300)
+    x, y = rows(300, 6)
+    send(capture, x + 3, wrong(y), minutes_ago=5.0)
+    harmed, state = look_on(config, capture, reference, tmp_path, state)
+    assert harmed.harm[0].labels == 600
+    assert harmed.drifted
+    assert harmed.conclusion == "harm"
+    calm, _ = look_on(config, capture, reference, tmp_path, state)
+    assert calm.conclusion == "harm"  # the alarm stands until the loss is tolerated again
+
+
+def test_a_version_that_is_champion_again_begins_without_an_old_alarm(config, capture, reference, tmp_path):
+    x, y = rows(300, 5)
+    send(capture, x, wrong(y), minutes_ago=60.0)
+    harmed, state = look_on(config, capture, reference, tmp_path, "", now=NOW - timedelta(minutes=30))
+    assert harmed.conclusion == "harm"
+    send(capture, x, y, minutes_ago=5.0)
+    seen, _ = look_on(config, capture, reference, tmp_path, state, champion_days=10 / 24 / 60)
+    assert (seen.conclusion, seen.harm[0].labels) == ("healthy", 300)
+
+
+@pytest.mark.parametrize("state", ["x", "{}", '{"format": 7}', '{"format": 1, "until": "soon", "harm": null}'])
+def test_evidence_that_cannot_be_read_begins_anew(state, config, capture, reference, tmp_path):
+    x, y = rows(300, 5)
+    send(capture, x, y)
+    seen, after = look_on(config, capture, reference, tmp_path, state)
+    assert "cannot be read" in seen.notes[-1]
+    assert seen.harm[0].labels == 300
+    assert look_on(config, capture, reference, tmp_path, after)[0].harm[0].labels == 300
+
+
+def test_an_untested_window_is_inconclusive(config, capture, reference, tmp_path):
+    x, _ = rows(20, 5)
+    send(capture, x)
+    assert look(config, capture, reference, tmp_path).conclusion == "inconclusive"
 
 
 def test_a_shift_shows_in_inputs_and_answers(config, capture, reference, tmp_path):
