@@ -142,11 +142,11 @@ class Life:
     def harmless_drift(self) -> None:
         """Send rows of one side alone: they drift, their labels show no harm, and the policy holds."""
         self.timeline.act("other rows come than before, but the model knows them")
-        self._send("rows of one side", one_side(self.data, min(SHIFTED_ROWS, len(self.data) // 3)))
+        self._send("other rows", one_side(self.data, min(SHIFTED_ROWS, len(self.data) // 3)))
         asked = datetime.now(UTC)
         found = self.drift["harmless"] = self._monitor()
         if found["conclusion"] != "drift":
-            raise ServingError(f"rows of one side are {found['conclusion']}, not drift: {found['reason']}")
+            raise ServingError(f"other rows are {found['conclusion']}, not drift: {found['reason']}")
         run = self.flows.wait_started_by_event(self._deployment("retrain"), asked)
         verdict = ControlStore(self.settings.control_url).last(self.config.name, "verdict")
         if verdict is None or self.flows.children_of(run):
