@@ -249,7 +249,12 @@ class MonitorConfig(Section):
     window_hours: float = Field(24.0, gt=0, le=MAX_DAYS * 24)
     numeric_method: Literal["ks", "wasserstein", "psi", "jensenshannon"] = "ks"
     categorical_method: Literal["chisquare", "psi", "jensenshannon"] = "chisquare"
-    alpha: Fraction = Field(0.01, description="p-value methods: false alarms per window, shared over the columns")
+    alpha: Fraction = Field(
+        0.01, description="p-value methods: probability of any false alarm of drift in a version's whole life"
+    )
+    min_effect: float = Field(
+        0.02, ge=0, le=1, description="p-value methods: distance of distributions under which a change is a trifle"
+    )
     distance: float = Field(0.2, gt=0, description="distance methods: a column drifts at or above this")
     reference_rows: int = Field(5_000, ge=100, le=100_000, description="rows of the reference kept with the version")
     harm_run_length: int = Field(

@@ -3,14 +3,28 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from homeostat.config import MonitorConfig, ProjectConfig
+from homeostat.dataset import Array
 from homeostat.monitoring.columns import Kind, column_kind
-from homeostat.monitoring.faults import clean, null_faults, null_tests, structural_faults
+from homeostat.monitoring.exchangeability import log_weight
+from homeostat.monitoring.faults import (
+    clean,
+    null_faults,
+    null_tests,
+    structural_faults,
+    unit_change,
+    unseen_faults,
+)
+from homeostat.monitoring.joint import joint_p
 from homeostat.monitoring.reports import TWO_SAMPLE, ColumnTest, Measured, drift_report
+from homeostat.monitoring.sequence import Check, DriftState, check
 from homeostat.records import ColumnDrift
 
 if TYPE_CHECKING:
@@ -18,6 +32,12 @@ if TYPE_CHECKING:
 
 MIN_REFERENCE = 30
 """A reference of fewer rows than this says too little about any column."""
+COLUMNS, JOINT, FAULTS = 0.7, 0.2, 0.1
+"""Shares of config.monitor.alpha: each column by itself, all together, and missing or new values."""
+MIN_AUC = 0.55
+"""Share of pairs that the classifier must order rightly: joint drift that is smaller is a trifle."""
+ALL_COLUMNS = "model.joint"
+"""Name under which joint drift stands among the columns."""
 P_VALUE_METHODS = frozenset({"ks", TWO_SAMPLE})
 """Methods that hold an error rate; the others are distances, held against config.monitor.distance."""
 
@@ -31,37 +51,130 @@ class Drift:
     columns: tuple[ColumnDrift, ...] = ()
     faults: tuple[str, ...] = ()
     reports: tuple[str, ...] = ()
+    state: DriftState = field(default_factory=DriftState)
+    """For the next check."""
+    notes: tuple[str, ...] = ()
 
 
 def find_drift(
-    reference: pd.DataFrame, current: pd.DataFrame, config: ProjectConfig, workspace: Path, *, html: bool = False
+    reference: pd.DataFrame,
+    current: pd.DataFrame,
+    config: ProjectConfig,
+    workspace: Path,
+    *,
+    html: bool = False,
+    state: DriftState | None = None,
+    times: Array | None = None,
+    seed: str = "",
+    importance: Mapping[str, float] | None = None,
 ) -> Drift:
     """Test each column of `reference` against `current`; writes drift.json, and drift.html on drift or when asked.
 
-    With p-value methods, a window of rows drawn like the reference's alarms with probability at
-    most config.monitor.alpha: each test runs at alpha / number of tests (Bonferroni), the tests
-    being one for each column and one for each column that misses values. Distance methods hold
-    no such rate. A fault counts as drift. Below config.monitor.min_rows nothing is tested.
+    With p-value methods the error rate is of a version's whole life: over any number of checks,
+    each going on from the `state` of the one before, rows drawn like the reference's alarm with
+    probability at most config.monitor.alpha (shares in COLUMNS, JOINT, FAULTS). Distance methods hold
+    no such rate. A fault counts as drift. Below config.monitor.min_rows nothing is tested or counted.
+    times: event times [n] of `current`, unix seconds, rising: a row counts once. seed: names the
+    version. importance: column -> rise of the loss when it is permuted, for the severity.
     """
     reference, current = clean(reference), clean(current)
+    state = state or DriftState()
     small = _too_small(len(reference), len(current), config.monitor)
     faults = structural_faults(reference, current)
     if small:
         lasting = {c: what for c, what in faults.items() if what != "without any value"} if len(current) else {}
-        return Drift(False, small, faults=_lines(lasting))
+        return Drift(False, small, faults=_lines(lasting), state=state)
+    spent = config.monitor.alpha * math.exp(log_weight(state.checks + 1))
     missing = [column for column in null_tests(reference, current) if column not in faults]
-    level = config.monitor.alpha / (len(reference.columns) + len(missing))
-    faults |= null_faults(reference, current, missing, level, config.data.null_slack)
     kinds = {
         column: column_kind(reference[column])
         for column in reference.columns
         if column not in faults and reference[column].notna().any()
     }
-    columns, reports = _test(reference, current, kinds, config.monitor, level, workspace, html=html or bool(faults))
+    before, now = (_with_text(frame, kinds) for frame in (reference, current))
+    named = [column for column, kind in kinds.items() if kind == "category"]
+    each = FAULTS * spent / max(1, len(missing) + len(named))
+    faults |= null_faults(reference, current, missing, each, config.data.null_slack)
+    faults |= unseen_faults(before, now, [column for column in named if column not in faults], each)
+    kinds = {column: kind for column, kind in kinds.items() if column not in faults}
+    level = config.monitor.alpha / max(1, len(reference.columns))
+    columns, reports = _test(before, now, kinds, config.monitor, level, workspace, html=html or bool(faults))
     faults |= {c.column: f"{c.method} gave no number" for c in columns if not math.isfinite(c.p_value)}
-    columns = tuple(c for c in columns if c.column not in faults)
+    kinds = {column: kind for column, kind in kinds.items() if column not in faults}
+    before, now = before[list(kinds)], now[list(kinds)]
+    checked = check(before, now, kinds, state, times, seed)
+    shown = sequential_alarms(checked, COLUMNS * config.monitor.alpha, config.monitor.min_effect)
+    columns = tuple(_decide(c, checked, shown, importance or {}) for c in columns if c.column not in faults)
+    joint = _joint(before, now, JOINT * spent, state.checks) if kinds and not any(c.drifted for c in columns) else None
+    columns += (joint,) if joint is not None and joint.drifted else ()
+    if any(c.drifted for c in columns) and not any(path.endswith(".html") for path in reports):
+        _, reports = _test(before, now, kinds, config.monitor, level, workspace, html=True)
     drifted = bool(faults) or any(column.drifted for column in columns)
-    return Drift(drifted, _reason(columns, faults, config.monitor), columns, _lines(faults), reports)
+    return Drift(
+        drifted,
+        _reason(columns, faults, config.monitor, now, before),
+        columns,
+        _lines(faults),
+        reports,
+        checked.state,
+        _notes(checked, shown, kinds, config.monitor),
+    )
+
+
+def sequential_alarms(checked: Check, alpha: float, min_effect: float) -> frozenset[str]:
+    """Return the columns that drift, by the evidence of all checks and a change that is seen in this window.
+
+    An alarm needs the mean evidence of the d columns to reach 1 / alpha (Ville's inequality: the mean
+    of e-processes is one); which they are, the e-BH procedure says (Wang & Ramdas 2022): the k with
+    evidence of at least d / (alpha k), whatever the dependence, and the strongest in any case.
+    """
+    names = sorted(checked.log_e, key=lambda name: -checked.log_e[name])
+    if not names:
+        return frozenset()
+    logs = np.array([checked.log_e[name] for name in names])
+    if float(np.logaddexp.reduce(logs)) - math.log(len(logs)) < -math.log(alpha):
+        return frozenset()
+    lines = math.log(len(logs) / alpha) - np.log(np.arange(1, len(logs) + 1))
+    many = int(np.flatnonzero(logs >= lines)[-1]) + 1 if (logs >= lines).any() else 1
+    return frozenset(name for name in names[:many] if checked.effect[name] >= min_effect)
+
+
+def _decide(column: ColumnDrift, checked: Check, shown: frozenset[str], importance: Mapping[str, float]) -> ColumnDrift:
+    name, calibrated = column.column, column.method in P_VALUE_METHODS
+    weight = importance.get(name)
+    return replace(
+        column,
+        drifted=name in shown if calibrated else column.drifted,
+        log_e=checked.log_e[name],
+        importance=weight,
+        severity=None if weight is None else checked.effect[name] * max(0.0, weight),
+    )
+
+
+def _joint(reference: pd.DataFrame, current: pd.DataFrame, level: float, checks: int) -> ColumnDrift | None:
+    p_value, auc = joint_p(reference, current, checks)
+    drifted = p_value <= level and auc >= MIN_AUC
+    return ColumnDrift(ALL_COLUMNS, "domain_classifier", p_value, level, drifted)
+
+
+def _notes(checked: Check, shown: frozenset[str], kinds: Mapping[str, Kind], config: MonitorConfig) -> tuple[str, ...]:
+    """Return what is no alarm, but should be known: old evidence that this window does not repeat."""
+    line = math.log(max(1, len(kinds)) / (COLUMNS * config.alpha))
+    over = [name for name in kinds if checked.log_e[name] >= line]
+    trifles = [name for name in over if name not in shown]
+    calm = [name for name in over if name in shown and checked.log_now[name] < 0]
+    notes = []
+    if trifles:
+        notes.append(
+            f"changed by less than monitor.min_effect = {config.min_effect:g} in this window: {_some(trifles)}"
+        )
+    if calm:
+        notes.append(f"drifted before, and the new rows alone do not show it: {_some(calm)}")
+    return tuple(notes)
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 
 def planned_tests(config: MonitorConfig, level: float) -> dict[Kind, ColumnTest]:
@@ -86,7 +199,7 @@ def _test(
 ) -> tuple[tuple[ColumnDrift, ...], tuple[str, ...]]:
     if not kinds:
         return (), ()
-    reference, current = _with_text(reference, kinds), _with_text(current, kinds)
+    reference, current = reference[list(kinds)], current[list(kinds)]
     measured, report = drift_report(reference, current, kinds, planned_tests(config, level))
     columns = tuple(_column(name, value) for name, value in measured.items())
     paths = [report.write_json(workspace / "drift.json")]
@@ -132,14 +245,32 @@ def _lines(faults: dict[str, str]) -> tuple[str, ...]:
     return tuple(f"{column}: {what}" for column, what in faults.items())
 
 
-def _reason(columns: tuple[ColumnDrift, ...], faults: dict[str, str], config: MonitorConfig) -> str:
+def _reason(
+    columns: tuple[ColumnDrift, ...],
+    faults: dict[str, str],
+    config: MonitorConfig,
+    current: pd.DataFrame,
+    reference: pd.DataFrame,
+) -> str:
     drifted = [c for c in columns if c.drifted]
     if not drifted and not faults:
         methods = {c.method for c in columns}
-        rate = f"false alarms at most {config.alpha:g} a window" if methods <= P_VALUE_METHODS else "no error rate"
+        rate = f"false alarms at most {config.alpha:g}, ever" if methods <= P_VALUE_METHODS else "no error rate"
         return f"no drift in {len(columns)} columns ({', '.join(sorted(methods))}; {rate})"
-    drifted.sort(key=lambda c: c.p_value if c.method in P_VALUE_METHODS else -c.p_value)
+    drifted.sort(key=lambda c: -(c.log_e or 0.0) if c.method in P_VALUE_METHODS else -c.p_value)
     parts = [f"{column} {what}" for column, what in faults.items()]
-    parts += [f"{c.column} ({c.method} {c.p_value:.2g}, threshold {c.threshold:.2g})" for c in drifted]
+    parts += [_describe(c, current, reference) for c in drifted]
     shown = ", ".join(parts[:5]) + (f" and {len(parts) - 5} more" if len(parts) > 5 else "")
     return f"{len(parts)} of {len(columns) + len(faults)} columns drifted: {shown}"
+
+
+def _describe(column: ColumnDrift, current: pd.DataFrame, reference: pd.DataFrame) -> str:
+    if column.column == ALL_COLUMNS:
+        return "the columns together, each of which is as before alone"
+    if column.method not in P_VALUE_METHODS:
+        return f"{column.column} ({column.method} {column.p_value:.2g}, threshold {column.threshold:.2g})"
+    unit = ""
+    if reference[column.column].dtype.kind == "f":
+        unit = unit_change(reference[column.column], current[column.column])
+    evidence = f"evidence e^{column.log_e or 0.0:.0f}, {column.method} {column.p_value:.2g}"
+    return f"{column.column} ({evidence}{f'; {unit}' if unit else ''})"

@@ -58,5 +58,44 @@ def null_faults(
     return faults
 
 
+def unseen_faults(reference: pd.DataFrame, current: pd.DataFrame, columns: list[str], level: float) -> dict[str, str]:
+    """Return column -> which values it has that the reference never has, in more rows than chance explains.
+
+    columns: of categories, as text or missing. One-sided Fisher p-value <= level: a rare value that a
+    small reference happens to lack is no fault.
+    """
+    from scipy.stats import fisher_exact
+
+    faults = {}
+    for column in columns:
+        known = reference[column].dropna()
+        values = current[column].dropna()
+        new = values[~values.isin(known.unique())]
+        if len(new) and fisher_exact([[len(new), len(values) - len(new)], [0, len(known)]], "greater").pvalue <= level:
+            shown = ", ".join(f"{value!r:.40}" for value in new.value_counts().index[:3])
+            more = f" and {new.nunique() - 3} more" if new.nunique() > 3 else ""
+            faults[column] = f"never seen before, in {len(new) / len(values):.0%} of its values: {shown}{more}"
+    return faults
+
+
+def unit_change(reference: pd.Series, current: pd.Series) -> str:
+    """Return how current's values follow from the reference's by a factor and an offset, as another unit's do.
+
+    Held against the quantiles from 5 % to 95 %; empty unless they agree within 5 % of their range with a factor
+    that is at least a tenth away from 1.
+    """
+    shares = np.linspace(0.05, 0.95, 19)
+    before, now = (np.nanquantile(column.to_numpy(dtype=np.float64), shares) for column in (reference, current))
+    spread = before[-1] - before[0]
+    if not spread > 0 or not now[-1] > now[0]:
+        return ""
+    factor, offset = np.polyfit(before, now, 1)
+    if np.abs(now - factor * before - offset).max() > 0.05 * (now[-1] - now[0]) or abs(factor - 1) < 0.1:
+        return ""
+    if abs(offset) < 0.05 * factor * max(spread, float(np.abs(before).max())):
+        return f"values are {factor:.3g} times those of the reference, as in another unit"
+    return f"values are {factor:.3g} times those of the reference and {offset:+.3g}, as in another unit"
+
+
 def _is_number(column: pd.Series) -> bool:
     return column.dtype.kind in "fiub"

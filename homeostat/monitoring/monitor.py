@@ -20,6 +20,7 @@ from homeostat.monitoring.labels import look_at_labels
 from homeostat.monitoring.performance import MIN_LABELLED, beside_predecessor, latency, live_quality, usable_labels
 from homeostat.monitoring.reference import Reference, load_reference
 from homeostat.monitoring.reports import quality_report
+from homeostat.monitoring.sequence import DriftState
 from homeostat.monitoring.traffic import TrafficRows
 from homeostat.monitoring.window import read_window
 from homeostat.project import Project
@@ -96,7 +97,7 @@ def monitor(
         keys=keys,
     )
     labelled = usable_labels(rows, config.task)
-    drift = _drift(project, config, expected, rows, workspace, html=len(labelled) > 0)
+    drift = _drift(project, config, expected, rows, workspace, before.drift, f"{config.name} v{version}")
     quality_reports, no_report = _quality_reports(config, expected, labelled, workspace)
     comparison, no_comparison = _comparison(
         project,
@@ -123,7 +124,7 @@ def monitor(
         latency_p99_ms=p99,
         reports=drift.reports + quality_reports,
         predecessor=comparison,
-        notes=_notes(rows, labelled) + no_report + no_comparison + labels.notes + lost,
+        notes=_notes(rows, labelled) + drift.notes + no_report + no_comparison + labels.notes + lost,
         conclusion=_conclude(drift, labels.harm),
         harm=labels.harm,
         cohorts=labels.cohorts,
@@ -131,7 +132,7 @@ def monitor(
         estimate=labels.estimate,
         changes=labels.changes,
     )
-    return found, Evidence(now, labels.state).to_json()
+    return found, Evidence(now, labels.state, drift.state).to_json()
 
 
 def _evidence(state: str, champion_since: datetime) -> tuple[Evidence, tuple[str, ...]]:
@@ -179,20 +180,27 @@ def _comparison(
 
 
 def _drift(
-    project: Project, config: ProjectConfig, reference: Reference, rows: TrafficRows, workspace: Path, *, html: bool
+    project: Project,
+    config: ProjectConfig,
+    reference: Reference,
+    rows: TrafficRows,
+    workspace: Path,
+    state: DriftState,
+    seed: str,
 ) -> Drift:
     if not len(rows):
-        return Drift(False, "no captured request of this version in the window: not tested")
+        return Drift(False, "no captured request of this version in the window: not tested", state=state)
     absent = sorted(reference.inputs.keys() - rows.inputs.keys())
     if absent:
-        return Drift(True, f"inputs absent: {', '.join(absent)}", faults=tuple(f"{name}: absent" for name in absent))
+        faults = tuple(f"{name}: absent" for name in absent)
+        return Drift(True, f"inputs absent: {', '.join(absent)}", faults=faults, state=state)
     inputs = reference.inputs if rows.masking is None else mask_like(rows.masking, reference.inputs)
     expected = watched_frame(project, config.task, inputs, reference.columns, reference.outputs)
     current = watched_frame(project, config.task, rows.inputs, reference.columns, rows.outputs)
     if rows.masking is not None:
         gone = [column for column in expected if column in current and _blank(expected[column], current[column])]
         expected, current = expected.drop(columns=gone), current.drop(columns=gone)
-    return find_drift(expected, current, config, workspace, html=html)
+    return find_drift(expected, current, config, workspace, state=state, times=rows.times, seed=seed)
 
 
 def _blank(expected: pd.Series, current: pd.Series) -> bool:

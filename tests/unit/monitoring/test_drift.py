@@ -1,6 +1,7 @@
 """Drift tests: their error rate, their power, and the faults that Evidently lacks."""
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ from scipy.stats import ks_2samp
 from homeostat.config import ProjectConfig
 from homeostat.errors import MonitoringFailed
 from homeostat.monitoring.drift import find_drift, planned_tests
-from homeostat.monitoring.faults import null_faults
+from homeostat.monitoring.faults import null_faults, unit_change
 from homeostat.monitoring.homogeneity import homogeneity_p
 from homeostat.monitoring.reports import _read_drift, quality_report
 
@@ -23,7 +24,7 @@ def test_a_broken_column_is_found_at_300_rows_and_shown(config, draw, tmp_path):
     drift = find_drift(draw(500, 1), current, config, tmp_path)
     assert drift.drifted
     assert {c.column for c in drift.columns if c.drifted} == {"n3", "few"}
-    assert "n3 (ks" in drift.reason
+    assert "n3 (evidence e^" in drift.reason
     assert [Path(p).name for p in drift.reports] == ["drift.json", "drift.html"]
 
 
@@ -131,7 +132,20 @@ def test_odd_columns_are_tested_without_a_crash(config, tmp_path):
     drift = find_drift(odd(300, 1), odd(200, 2), config, tmp_path)
     assert not drift.drifted, drift.reason
     assert [c.column for c in drift.columns] == ["constant", "one = class, (x)", "text", "flag", "half missing"]
-    assert drift.columns[0].threshold == config.monitor.alpha / (6 + 3)
+    assert drift.columns[0].threshold == config.monitor.alpha / 6
+
+
+def test_values_in_another_unit_are_named():
+    rng = np.random.default_rng(1)
+    celsius, later = pd.Series(rng.gamma(2, size=5000) * 10), pd.Series(rng.gamma(2, size=5000) * 10)
+    assert re.fullmatch(
+        r"values are 1\.[78]\d? times those of the reference and \+3[12][.\d]*, as in another unit",
+        unit_change(celsius, later * 1.8 + 32),
+    )
+    assert "e+03 times" in unit_change(celsius, later * 1000)
+    assert unit_change(celsius, later) == ""
+    assert unit_change(celsius, later**2) == ""
+    assert unit_change(celsius * 0, later) == ""
 
 
 def test_a_category_never_seen_before_drifts(config, draw, tmp_path):
@@ -139,7 +153,10 @@ def test_a_category_never_seen_before_drifts(config, draw, tmp_path):
     current = draw(300, 2)[columns]
     current.loc[:29, "few"] = 7
     drift = find_drift(draw(500, 1)[columns], current, config, tmp_path)
-    assert [c.column for c in drift.columns if c.drifted] == ["few"]
+    assert drift.drifted
+    assert drift.faults == ("few: never seen before, in 10% of its values: '7'",)
+    current["few"] = np.where(np.arange(300) < 1, 7, draw(300, 2)["few"])
+    assert not find_drift(draw(500, 1)[columns], current, config, tmp_path).drifted
 
 
 def p_values(reference: pd.DataFrame, current: pd.DataFrame, level: float) -> list[float]:
