@@ -20,7 +20,7 @@ import numpy as np
 from homeostat.config import ProjectConfig
 from homeostat.dataset import Array
 from homeostat.errors import DataInvalid
-from homeostat.monitoring.detector import ALL, Stream, follow, harm_of, make_streams, restart
+from homeostat.monitoring.detector import ALL, SHARES, Stream, follow, harm_of, make_streams, restart
 from homeostat.monitoring.performance import RowLosses, usable_labels
 from homeostat.monitoring.reference import Reference
 from homeostat.monitoring.traffic import TrafficRows, unix_seconds
@@ -100,7 +100,10 @@ class HarmState:
 
 def _stream(values: dict[str, Any]) -> Stream:
     fields: Any = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
-    return Stream(**fields)
+    stream = Stream(**fields)
+    if {len(part) for part in (stream.log_r1, stream.log_run, stream.starts)} != {len(SHARES)}:
+        raise ValueError(f"stream {stream.name} has other bets")
+    return stream
 
 
 @dataclass(frozen=True)

@@ -357,6 +357,15 @@ def test_state_that_cannot_be_read(text):
         HarmState.from_json(text)
 
 
+def test_state_of_other_bets_or_half_of_it():
+    text = started()[0].to_json()
+    values = json.loads(text)
+    values["streams"][0]["log_r1"] = [0.0]
+    for damaged in (json.dumps(values), text[: len(text) // 2], text.replace('"keys": ""', '"keys": "?"')):
+        with pytest.raises(DataInvalid, match="cannot be read"):
+            HarmState.from_json(damaged)
+
+
 def test_regression_losses_are_bounded_by_the_references_errors():
     config = ProjectConfig(name="toy", project="toy:Toy", task="regression")
     errors = np.linspace(0, 1, 1001)
