@@ -11,6 +11,7 @@ EACH = (
     "swaps",
     "rollback",
     "challengers",
+    "harm",
     "start",
     "chaos --seconds 600",
 )
