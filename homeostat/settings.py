@@ -28,7 +28,11 @@ class Settings(BaseSettings):
     home: Path = Field(default=Path("var"), description="local state: keys, bundles, traffic, logs")
     bundles_url: str = Field(default="", description="fsspec URL of the bundle store; default HOME/bundles")
     control_url: str = Field(default="", description="SQLAlchemy URL of the control store; default SQLite in HOME")
-    traffic: Path | None = Field(default=None, description="SQLite file of captured traffic; default HOME/traffic.db")
+    traffic: Path | None = Field(
+        default=None,
+        description="SQLite file of captured traffic; where only flows run, a glob of several servers' files, such as "
+        "/captures/*/traffic.db; default HOME/traffic.db",
+    )
     traffic_key: SecretStr | None = Field(
         default=None, description="encrypts captured traffic: 32 bytes in base64; older keys after a comma"
     )

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,7 +16,8 @@ import numpy as np
 
 from homeostat.dataset import Array
 from homeostat.errors import DataInvalid
-from homeostat.monitoring.snapshot import Entry, Wanted, open_snapshot
+from homeostat.monitoring.index import Index
+from homeostat.monitoring.snapshot import Wanted, capture_files, open_snapshot
 from homeostat.sealing import Keyring
 from homeostat.tensors import unpack
 
@@ -52,6 +54,8 @@ class TrafficRows:
     """Rows that the capture holds for the window, before sampling."""
     unreadable: tuple[str, ...] = ()
     """`request id: why`, for each captured request or label that could not be used."""
+    notes: tuple[str, ...] = ()
+    """What a reader should know of the window: a version change in it, a clock that went back."""
 
     def __len__(self) -> int:
         """Return the number of rows."""
@@ -82,6 +86,7 @@ class TrafficRows:
             masking=self.masking,
             found=self.found,
             unreadable=self.unreadable,
+            notes=self.notes,
         )
 
 
@@ -128,28 +133,31 @@ def read_rows(
     *,
     version: int | None = None,
     labelled_only: bool = False,
+    newest: int | None = None,
     seed: int = 0,
     keys: Keyring | None = None,
 ) -> TrafficRows:
     """Return a model's answered rows with start <= time < end, each with its newest label, if it has one.
 
     When there are more than max_rows, whole requests are drawn at random by `seed`, so that the
-    sample speaks for the window. A missing or empty file means no rows. keys: of encrypted traffic.
-    A request or label that cannot be decoded is left out and named in `unreadable`. Raises
-    DataInvalid when the file is not a SQLite database or a Parquet file is damaged, ConfigError
-    when a key is missing, Unavailable when the file is locked or of another schema.
+    sample speaks for the window. traffic: a server's file, or a glob of several servers' files; a missing
+    or empty one means no rows. newest: the last so many rows of the window alone. keys: of encrypted
+    traffic. A request, label or Parquet file that cannot be read is left out and named in `unreadable`.
+    Raises DataInvalid when the file is not a SQLite database, ConfigError when a key is missing,
+    Unavailable when the file is locked or of another schema.
     """
-    if not traffic.is_file():
-        return TrafficRows()
-    wanted = Wanted(model, unix_seconds(start), unix_seconds(end), version=version, labelled_only=labelled_only)
+    if not capture_files(traffic):
+        return TrafficRows(notes=(f"no captured traffic at {traffic}",))
+    wanted = Wanted(model, unix_seconds(start), unix_seconds(end), version, labelled_only, newest)
     with open_snapshot(traffic) as snapshot:
         index = snapshot.index(wanted)
-        found = sum(entry.rows for entry in index if isinstance(entry.rows, int) and entry.rows > 0)
+        found = int(index.rows.sum())
         requests, unreadable = _decode_all(
             snapshot.fetch(model, _sample(index, max_rows, seed)), keys or Keyring(), model
         )
+        problems, notes = snapshot.problems, tuple(snapshot.notes)
     requests, odd = _same_signature(requests)
-    rows = _stack(requests, found, (*unreadable, *odd))
+    rows = replace(_stack(requests, found, (*problems, *unreadable, *odd)), notes=notes)
     if rows.unreadable:
         logger.warning(
             "%s: %d captured requests or labels left out: %s", traffic, len(rows.unreadable), rows.unreadable
@@ -159,14 +167,14 @@ def read_rows(
     return rows.take(np.sort(np.random.default_rng(seed).choice(len(rows), max_rows, replace=False)))
 
 
-def _sample(index: Sequence[Entry], max_rows: int, seed: int) -> list[Entry]:
-    """Return entries whose rows add up to at least max_rows (all, when there are fewer), in the index's order."""
-    sizes = np.array([e.rows if isinstance(e.rows, int) and e.rows > 0 else 1 for e in index], dtype=np.int64)
+def _sample(index: Index, max_rows: int, seed: int) -> Index:
+    """Return requests whose rows add up to at least max_rows (all, when there are fewer), in the index's order."""
+    sizes = np.maximum(index.rows, 1)
     if sizes.sum() <= max_rows:
-        return list(index)
+        return index
     order = np.random.default_rng(seed).permutation(len(index))
     enough = int(np.searchsorted(np.cumsum(sizes[order]), max_rows)) + 1
-    return [index[position] for position in np.sort(order[:enough])]
+    return index.take(np.sort(order[:enough]))
 
 
 def _decode_all(records: Iterable[tuple[Any, ...]], keys: Keyring, model: str) -> tuple[list[_Request], list[str]]:
@@ -236,13 +244,22 @@ def _tensors(blob: Any, rows: Any) -> dict[str, Array]:
 
 def read_labels(text: str | bytes, rows: int) -> Array:
     """Return the labels [rows] of one request, NaN where there is none; raises ValueError or TypeError."""
+    labels = np.array([np.nan if value is None else float(value) for value in _given_labels(text, rows)])
+    return np.where(np.isfinite(labels), labels, np.nan)
+
+
+def count_finite(text: str | bytes, rows: int) -> int:
+    """Return how many labels of one request there are; raises as `read_labels` does."""
+    return sum(value is not None and math.isfinite(float(value)) for value in _given_labels(text, rows))
+
+
+def _given_labels(text: str | bytes, rows: int) -> list[Any]:
     given = json.loads(text)
     if not isinstance(given, list):
         raise ValueError("not a list")
     if len(given) != rows:
         raise ValueError(f"{len(given)} of them for a request of {rows} rows")
-    labels = np.array([np.nan if value is None else float(value) for value in given])
-    return np.where(np.isfinite(labels), labels, np.nan)
+    return given
 
 
 def _same_signature(requests: list[_Request]) -> tuple[list[_Request], list[str]]:

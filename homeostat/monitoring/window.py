@@ -13,8 +13,8 @@ import numpy as np
 
 from homeostat.dataset import Array, Dataset
 from homeostat.errors import DataInvalid
-from homeostat.monitoring.snapshot import Wanted, open_snapshot
-from homeostat.monitoring.traffic import TrafficRows, read_labels, read_rows, unix_seconds
+from homeostat.monitoring.snapshot import Wanted, capture_files, open_snapshot
+from homeostat.monitoring.traffic import TrafficRows, count_finite, read_rows, unix_seconds
 from homeostat.records import Window
 from homeostat.sealing import Keyring
 
@@ -36,17 +36,19 @@ def read_window(
     workspace: Path,
     version: int | None = None,
     *,
+    newest: int | None = None,
     seed: int = 0,
     keys: Keyring | None = None,
     to_frame: Callable[[Mapping[str, Array], Mapping[str, Array]], pd.DataFrame] | None = None,
 ) -> tuple[Window, TrafficRows]:
     """Read the rows answered between two times (by one version, if given) and write workspace/window.parquet.
 
+    newest: by count, the last so many of these rows alone.
     to_frame: (inputs, outputs) -> frame [n] whose columns stand in the file beside ids, times,
     version, milliseconds and label. With keys, traffic is encrypted, and no file is written.
     Sampling and errors as in `read_rows`.
     """
-    rows = read_rows(traffic, model, start, end, max_rows, version=version, seed=seed, keys=keys)
+    rows = read_rows(traffic, model, start, end, max_rows, version=version, newest=newest, seed=seed, keys=keys)
     path = ""
     if len(rows) and (keys is None or keys.current is None):
         frame = None if to_frame is None else to_frame(rows.inputs, rows.outputs)
@@ -109,7 +111,7 @@ def labelled_traffic(
 
 def count_labelled(traffic: Path, model: str, since: datetime, keys: Keyring | None = None) -> int:
     """Return how many rows to learn from, answered since a time by any version, have a label; 0 without a file."""
-    if not traffic.is_file():
+    if not capture_files(traffic):
         return 0
     with open_snapshot(traffic) as snapshot:
         found = list(snapshot.labelled(Wanted(model, unix_seconds(since))))
@@ -117,7 +119,7 @@ def count_labelled(traffic: Path, model: str, since: datetime, keys: Keyring | N
     keys = keys or Keyring()
     for request_id, rows, text in found:
         try:
-            count += int(np.isfinite(read_labels(keys.open(text, "", request_id, "labels"), rows)).sum())
+            count += count_finite(keys.open(text, "", request_id, "labels"), rows)
         except (ValueError, TypeError, DataInvalid):
             logger.debug("%s: a label that cannot be read does not count: %.200r", traffic, text)
     return count
