@@ -98,7 +98,12 @@ class Server:
         self.wait(lambda: self.get(f"/v2/models/{model}/versions/{version}/ready")[0] == 200)
         self.control.promote(model, version, expected_generation=row.generation, **said)
         if wait:
-            self.wait(lambda: self.get(f"/v2/models/{model}/ready")[1].get("version") == str(version))
+            self.wait(lambda: self.answers_with(version, model))
+
+    def answers_with(self, version: int, model: str = "toy") -> bool:
+        """Whether every worker does."""
+        status, said = self.get(f"/v2/models/{model}/ready")
+        return status == 200 and said["version"] == str(version)
 
     def workers(self) -> list[int]:
         return children(self.process.pid)
