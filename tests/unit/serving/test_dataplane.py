@@ -11,7 +11,6 @@ import pytest
 
 from homeostat.errors import RequestInvalid
 from homeostat.serving import metrics
-from homeostat.serving.batching import MAX_QUEUED
 from homeostat.serving.dataplane import make_id
 from homeostat.serving.jsonlog import JsonLines
 from tests.bundles import make_bundle
@@ -36,13 +35,13 @@ def test_a_fast_graph_runs_in_the_event_loop_up_to_its_rows(toy):
     assert live(toy).inline_rows == live(toy).max_rows == 8
 
 
-def test_a_slow_graph_runs_in_a_thread_and_is_bounded(slow):
+def test_a_slow_graph_runs_in_a_thread_and_is_bounded(slow, monkeypatch):
     assert live(slow).inline_rows == 0
     assert slow.infer(BODY).json()["outputs"][0]["data"] == [4.0]
-    slow.plane._batcher._count = MAX_QUEUED
-    answer = slow.infer(BODY)
+    with monkeypatch.context() as full:
+        full.setattr("homeostat.serving.batching.MAX_QUEUED", 0)
+        answer = slow.infer(BODY)
     assert (answer.status_code, answer.headers["retry-after"]) == (503, "1")
-    slow.plane._batcher._count = 0
     assert slow.infer(BODY).status_code == 200
     assert live(slow).metrics.statuses == {200: 2, 503: 1}
     slow.app._plane.close()
