@@ -24,7 +24,7 @@ from homeostat.monitoring.faults import (
 )
 from homeostat.monitoring.joint import joint_p
 from homeostat.monitoring.reports import TWO_SAMPLE, ColumnTest, Measured, drift_report
-from homeostat.monitoring.sequence import Check, DriftState, check
+from homeostat.monitoring.sequence import Check, DriftState, check, make_pool
 from homeostat.records import ColumnDrift
 
 if TYPE_CHECKING:
@@ -102,7 +102,7 @@ def find_drift(
     faults |= {c.column: f"{c.method} gave no number" for c in columns if not math.isfinite(c.p_value)}
     kinds = {column: kind for column, kind in kinds.items() if column not in faults}
     before, now = before[list(kinds)], now[list(kinds)]
-    checked = check(before, now, kinds, state, times, seed)
+    checked = check(make_pool(before, kinds), now, state, times, seed)
     shown = sequential_alarms(checked, COLUMNS * config.monitor.alpha, config.monitor.min_effect)
     columns = tuple(_decide(c, checked, shown, importance or {}) for c in columns if c.column not in faults)
     joint = _joint(before, now, JOINT * spent, state.checks) if kinds and not any(c.drifted for c in columns) else None

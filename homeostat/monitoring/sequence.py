@@ -15,7 +15,7 @@ from homeostat.dataset import Array
 from homeostat.errors import DataInvalid
 from homeostat.monitoring.cells import MAX_CUTS, Cells, make_cells
 from homeostat.monitoring.columns import Kind
-from homeostat.monitoring.exchangeability import BETS, advance, log_bets, log_capital, log_weight, ranks
+from homeostat.monitoring.exchangeability import BETS, advance, log_bets, log_capital, ranks
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -92,34 +92,45 @@ class Check:
     (categories) of this window and the reference, in [0, 1]; in numbers the missing count as the largest."""
 
 
-def check(
-    reference: pd.DataFrame,
-    current: pd.DataFrame,
-    kinds: Mapping[str, Kind],
-    state: DriftState,
-    times: Array | None,
-    seed: str,
-) -> Check:
-    """Count the rows of `current` that are new, in their order, in every column of `kinds`.
+@dataclass(frozen=True)
+class Pool:
+    """The reference as live rows are held against it: cells of each column, and its other rows by cell."""
+
+    kinds: Mapping[str, Kind]
+    cells: Mapping[str, Cells]
+    counts: Mapping[str, Array]
+
+
+def make_pool(reference: pd.DataFrame, kinds: Mapping[str, Kind]) -> Pool:
+    """Return the pool of the columns of `kinds`, whose categories are text or missing."""
+    fixing = _fixing(len(reference))
+    cells = {name: make_cells(reference[name][fixing], kind) for name, kind in kinds.items()}
+    rest = reference[~fixing]
+    counts = {name: np.bincount(one.codes(rest[name]), minlength=one.size) for name, one in cells.items()}
+    return Pool(dict(kinds), cells, counts)
+
+
+def check(pool: Pool, current: pd.DataFrame, state: DriftState, times: Array | None, seed: str) -> Check:
+    """Count the rows of `current` that are new, in their order, in every column of the pool.
 
     times: event times [n] of `current`, unix seconds, rising; without them every row is new. seed:
     names the version: it and the number of the check draw what breaks ties, so that a replay gives
     the same. A column whose cells are others than before (another reference, other masking) begins anew.
     """
     new = np.ones(len(current), bool) if times is None else times > state.until
-    fixing = _fixing(len(reference))
-    number = state.checks + 1
+    names, number = list(pool.cells), state.checks + 1
+    codes = np.empty((len(current), len(names)), dtype=np.uint8)
+    for place, name in enumerate(names):
+        codes[:, place] = pool.cells[name].codes(current[name])
+    before = [_continued(state.columns.get(name), pool.cells[name]) for name in names]
+    p = _ranks(pool, before, codes[new], f"{seed} {number}")
     columns, log_e, log_now, effect = dict(state.columns), {}, {}, {}
-    for name, kind in kinds.items():
-        cells = make_cells(reference[name][fixing], kind)
-        pool = np.bincount(cells.codes(reference[name][~fixing]), minlength=cells.size)
-        codes = cells.codes(current[name])
-        column = columns.get(name)
-        if column is None or column.cells != cells.digest or len(column.counts) != cells.size:
-            column = _begin(cells)
-        columns[name], log_now[name] = _count(column, cells, pool, codes[new], number, f"{seed} {name} {number}")
+    for place, name in enumerate(names):
+        cells = pool.cells[name]
+        columns[name], log_now[name] = _count(before[place], cells, codes[new, place], p[:, place], number)
         log_e[name] = log_capital(np.array(columns[name].capitals))
-        effect[name] = _distance(kind, pool, np.bincount(codes, minlength=cells.size))
+        seen = np.bincount(codes[:, place], minlength=cells.size)
+        effect[name] = _distance(pool.kinds[name], pool.counts[name], seen)
     until = state.until if times is None or not len(times) else max(state.until, float(times.max()))
     return Check(DriftState(number, until, columns), log_e, log_now, effect)
 
@@ -131,19 +142,24 @@ def _fixing(rows: int) -> Array:
     return chosen
 
 
-def _begin(cells: Cells) -> ColumnState:
-    bins = len(cells.bins()) - 1
-    return ColumnState(cells.digest, (0,) * cells.size, (-math.inf,) * BETS, (0.0,) * bins)
+def _continued(column: ColumnState | None, cells: Cells) -> ColumnState:
+    if column is not None and column.cells == cells.digest and len(column.counts) == cells.size:
+        return column
+    return ColumnState(cells.digest, (0,) * cells.size, (-math.inf,) * BETS, (0.0,) * (len(cells.bins()) - 1))
 
 
-def _count(
-    column: ColumnState, cells: Cells, pool: Array, codes: Array, number: int, seed: str
-) -> tuple[ColumnState, float]:
+def _ranks(pool: Pool, columns: list[ColumnState], codes: Array, seed: str) -> Array:
+    """Return the ranks [n, d] of new rows among the pool, the rows counted before, and one another."""
+    counts = np.zeros((codes.shape[1], 256), dtype=np.int64)
+    for place, (column, of_reference) in enumerate(zip(columns, pool.counts.values(), strict=True)):
+        counts[place, : len(of_reference)] = of_reference + np.array(column.counts)
     rng = np.random.default_rng(int.from_bytes(hashlib.sha256(seed.encode()).digest()[:8]))
-    counts = np.array(column.counts)
-    gains, learned = np.zeros(BETS), np.array(column.learned)
+    return ranks(codes, counts, rng.random(codes.shape))
+
+
+def _count(column: ColumnState, cells: Cells, codes: Array, p: Array, number: int) -> tuple[ColumnState, float]:
+    gains, learned, counts = np.zeros(BETS), np.array(column.learned), np.array(column.counts)
     if len(codes):
-        p = ranks(codes[:, None], (pool + counts)[None], rng.random((len(codes), 1)))[:, 0]
         gains, learned = log_bets(p, cells.bins(), learned)
         counts = counts + np.bincount(codes, minlength=cells.size)
     capitals = advance(np.array(column.capitals), gains, number)
@@ -162,4 +178,4 @@ def _distance(kind: Kind, before: Array, now: Array) -> float:
     return float(np.abs(difference).sum() / 2)
 
 
-__all__ = ["Check", "ColumnState", "DriftState", "check", "log_weight"]
+__all__ = ["Check", "ColumnState", "DriftState", "Pool", "check", "make_pool"]

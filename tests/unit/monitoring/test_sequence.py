@@ -12,7 +12,7 @@ from homeostat.monitoring.cells import make_cells
 from homeostat.monitoring.drift import COLUMNS, sequential_alarms
 from homeostat.monitoring.exchangeability import BETS, LOCATIONS, SPREADS, WEIGHTS, log_bets, log_weight, ranks
 from homeostat.monitoring.joint import joint_p
-from homeostat.monitoring.sequence import DriftState, check
+from homeostat.monitoring.sequence import DriftState, check, make_pool
 
 KINDS = {"a": "number", "b": "number", "c": "category"}
 
@@ -29,9 +29,9 @@ def frame(rows: int, seed: int, *, shift: float = 0.0) -> pd.DataFrame:
 
 
 def live(windows: list[pd.DataFrame], reference: pd.DataFrame, seed: str = "toy v1") -> list[bool]:
-    state, alarms = DriftState(), []
+    pool, state, alarms = make_pool(reference, KINDS), DriftState(), []
     for window in windows:
-        found = check(reference, window, KINDS, state, None, seed)
+        found = check(pool, window, state, None, seed)
         state = found.state
         alarms.append(bool(sequential_alarms(found, COLUMNS * 0.01, 0.02)))
     return alarms
@@ -107,17 +107,17 @@ def test_a_small_change_that_lasts_adds_up():
 def test_a_row_counts_once():
     reference, window = frame(500, 0), frame(200, 1, shift=0.3)
     times = np.arange(200.0)
-    first = check(reference, window, KINDS, DriftState(), times, "toy v1")
-    again = check(reference, window, KINDS, first.state, times, "toy v1")
+    first = check(make_pool(reference, KINDS), window, DriftState(), times, "toy v1")
+    again = check(make_pool(reference, KINDS), window, first.state, times, "toy v1")
     assert again.state.columns["a"].counts == first.state.columns["a"].counts
     assert again.state.until == first.state.until == 199.0
     assert again.log_now["a"] == pytest.approx(0, abs=1e-9)
     assert again.log_e["a"] == pytest.approx(first.log_e["a"], abs=1)
-    assert check(reference, window, KINDS, DriftState(), times, "toy v1") == first  # a replay gives the same
+    assert check(make_pool(reference, KINDS), window, DriftState(), times, "toy v1") == first  # a replay gives the same
 
 
 def test_the_state_comes_back_from_json():
-    found = check(frame(500, 0), frame(200, 1), KINDS, DriftState(), np.arange(200.0), "toy v1")
+    found = check(make_pool(frame(500, 0), KINDS), frame(200, 1), DriftState(), np.arange(200.0), "toy v1")
     assert DriftState.from_json(found.state.to_json()) == found.state
     assert DriftState.from_json(DriftState().to_json()) == DriftState()
 
@@ -131,8 +131,8 @@ def test_a_damaged_state_is_named(text):
 
 
 def test_a_column_of_other_cells_begins_anew():
-    first = check(frame(500, 0), frame(200, 1), KINDS, DriftState(), None, "toy v1")
-    other = check(frame(500, 7), frame(200, 2), KINDS, first.state, None, "toy v1")
+    first = check(make_pool(frame(500, 0), KINDS), frame(200, 1), DriftState(), None, "toy v1")
+    other = check(make_pool(frame(500, 7), KINDS), frame(200, 2), first.state, None, "toy v1")
     assert sum(other.state.columns["a"].counts) == 200
 
 
