@@ -17,12 +17,14 @@ from homeostat.commands.console import (
     mirror_aliases,
     open_store,
     read_settings,
+    read_time,
     read_version,
     short_time,
     show,
 )
 from homeostat.commands.contract import contract
 from homeostat.commands.key import key
+from homeostat.commands.monitor import monitor
 from homeostat.commands.rollout import rollout
 from homeostat.commands.traffic import traffic
 from homeostat.errors import HomeostatError, NotFound
@@ -45,18 +47,6 @@ class Commands(click.Group):
             raise click.ClickException(str(error)) from error
 
 
-def _time(value: str) -> datetime:
-    try:
-        time = datetime.fromisoformat(value)
-    except ValueError as error:
-        example = "2026-01-31T12:00 or 2026-01-31T12:00:00+01:00"
-        raise click.BadParameter(f"{value!r} is no ISO 8601 time, such as {example}") from error
-    try:
-        return time.astimezone(UTC) if time.tzinfo else time.replace(tzinfo=UTC)
-    except OverflowError as error:
-        raise click.BadParameter(f"{value!r} is before the year 1 or after the year 9999 in UTC") from error
-
-
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 80})
 @click.version_option(__version__, prog_name="homeostat")
 def main() -> None:
@@ -70,6 +60,7 @@ def main() -> None:
 main.add_command(backtest)
 main.add_command(contract)
 main.add_command(key)
+main.add_command(monitor)
 main.add_command(traffic)
 
 
@@ -178,7 +169,9 @@ def history(model: str, as_json: bool) -> None:
 
 @main.command()
 @click.argument("model", required=False)
-@click.option("--at", "time", type=_time, metavar="TIME", help="ISO 8601, UTC unless it has an offset  [default: now]")
+@click.option(
+    "--at", "time", type=read_time, metavar="TIME", help="ISO 8601, UTC unless it has an offset  [default: now]"
+)
 @click.option("--json", "as_json", is_flag=True, help="print the whole decisions, as JSON")
 def champion(model: str | None, time: datetime | None, as_json: bool) -> None:
     """Say which version was champion at a time, of MODEL or of all."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 import click
@@ -23,6 +24,19 @@ def read_version(value: str) -> int:
     if not digits.isdecimal() or int(digits) < 1:
         raise click.BadParameter(f"{value!r} is no version; write 3 or v3")
     return int(digits)
+
+
+def read_time(value: str) -> datetime:
+    """Return an ISO 8601 time, UTC unless it has an offset."""
+    try:
+        time = datetime.fromisoformat(value)
+    except ValueError as error:
+        example = "2026-01-31T12:00 or 2026-01-31T12:00:00+01:00"
+        raise click.BadParameter(f"{value!r} is no ISO 8601 time, such as {example}") from error
+    try:
+        return time.astimezone(UTC) if time.tzinfo else time.replace(tzinfo=UTC)
+    except OverflowError as error:
+        raise click.BadParameter(f"{value!r} is before the year 1 or after the year 9999 in UTC") from error
 
 
 def read_settings() -> Settings:

@@ -95,8 +95,8 @@ def window_page(
         alarm_at=charts.ALARM_AT,
         faults=[words.clip(fault, 200) for fault in monitoring.faults[:FAULTS]],
         notes=[words.clip(note, REASON) for note in monitoring.notes[:NOTES]],
-        figures=_figures(monitoring),
-        labels=_labels(monitoring),
+        figures=figure_rows(monitoring),
+        labels=label_rows(monitoring),
         decisions=_decisions(decisions),
         reports=sorted(Path(path).name for path in monitoring.reports),
         day=words.day,
@@ -143,7 +143,7 @@ def _detector(monitoring: Monitoring, history: Sequence[Monitoring]) -> Chart | 
             rule = found.threshold
             over = found.standing or found.log_e >= found.threshold
             points.append(Point(time, max(found.log_e, 0.0), alarm=over))
-    return charts.over_time("Evidence of harm (logarithm of odds)", points, rule=rule, rule_text="alarm", zero=True)
+    return charts.over_time("Evidence of harm (logarithm)", points, rule=rule, rule_text="alarm", zero=True)
 
 
 def _cohorts(monitoring: Monitoring) -> Chart | None:
@@ -223,7 +223,7 @@ def _slices(monitoring: Monitoring) -> list[SliceRow]:
             labels=one.labels,
             text=words.interval(one.loss),
             tolerated_text=f"{one.tolerated:.3g}",
-            evidence="" if words.odds(one.log_e) == words.NO_ODDS else f"; evidence {words.odds(one.log_e)}",
+            evidence=words.detector(one),
             since="" if words.seconds(one.since) is None else words.day(one.since),
             loss=place(one.loss.value),
             low=place(one.loss.low),
@@ -234,7 +234,8 @@ def _slices(monitoring: Monitoring) -> list[SliceRow]:
     ]
 
 
-def _figures(monitoring: Monitoring) -> list[tuple[str, str]]:
+def figure_rows(monitoring: Monitoring) -> list[tuple[str, str]]:
+    """Return the window's figures: name and value."""
     rows = [(words.clip(name), words.interval(value)) for name, value in list(monitoring.quality.items())[:NOTES]]
     beside = monitoring.predecessor
     if beside is not None:
@@ -250,7 +251,8 @@ def _figures(monitoring: Monitoring) -> list[tuple[str, str]]:
     return rows
 
 
-def _labels(monitoring: Monitoring) -> list[tuple[str, str]]:
+def label_rows(monitoring: Monitoring) -> list[tuple[str, str]]:
+    """Return how labels come, and the estimate without them: name and value."""
     rows, delay, guess = [], monitoring.delay, monitoring.estimate
     if delay is not None:
         known = delay.p50 is not None and delay.p90 is not None

@@ -78,11 +78,17 @@ def clip(text: str, longest: int = LONGEST) -> str:
 
 def odds(log_e: float) -> str:
     """Return evidence as odds against `no change`."""
-    if math.isnan(log_e) or log_e < math.log(1.5):
-        return NO_ODDS
-    if log_e > math.log(1e9):
-        return "over 10⁹ : 1"
-    return f"{count(math.exp(log_e))} : 1"
+    return NO_ODDS if math.isnan(log_e) or log_e < math.log(1.5) else f"{power(log_e)}:1"
+
+
+def detector(harm: Harm) -> str:
+    """Return a harm detector's statistic beside the value at which its alarm comes: no odds, for it grows by itself."""
+    return f"{'0' if math.isnan(harm.log_e) else power(harm.log_e)} of {power(harm.threshold)}"
+
+
+def power(logarithm: float) -> str:
+    """Return e to the power of it."""
+    return "over 10⁹" if logarithm > math.log(1e9) else count(math.exp(logarithm))
 
 
 def count(value: float) -> str:
@@ -249,12 +255,11 @@ def _sure(monitoring: Monitoring) -> str:
     if hurt:
         worst = max(hurt, key=lambda one: (one.name == ALL, _over(one)))
         if worst.standing or worst.log_e >= worst.threshold:
-            said.append(f"Without harm, such an alarm comes once in {count(math.exp(worst.threshold))} labels at most.")
+            said.append(_promise(worst))
         elif worst.p_value is not None:
             said.append(f"This window's labels alone are worse than the reference's (p = {worst.p_value:.2g}).")
     elif labels is not None:
-        lasting = count(math.exp(labels.threshold))
-        said.append(f"A false alarm of harm comes once in {lasting} labels at most; small harm takes longer to show.")
+        said.append(f"{_promise(labels)} Small harm takes longer to show.")
     strongest = next((c for c in by_severity(monitoring.columns) if c.drifted), None)
     if strongest is not None:
         shown = evidence(strongest).text
@@ -262,6 +267,10 @@ def _sure(monitoring: Monitoring) -> str:
     elif monitoring.faults:
         said.append("Broken columns are seen directly.")
     return " ".join(said) or ("No evidence reaches an alarm line." if monitoring.columns else "Too little to tell.")
+
+
+def _promise(harm: Harm) -> str:
+    return f"Without harm, the detector alarms once in {power(harm.threshold)} labels on average, at most."
 
 
 def _done(monitoring: Monitoring, decisions: Sequence[LedgerEntry]) -> str:

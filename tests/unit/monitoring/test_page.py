@@ -18,7 +18,7 @@ from homeostat.errors import DataInvalid
 from homeostat.monitoring.document import read_monitoring, write_monitoring
 from homeostat.monitoring.page import Bins, bin_columns, window_page
 from homeostat.monitoring.page.charts import histogram, nice
-from homeostat.monitoring.page.words import clip, count, odds, span
+from homeostat.monitoring.page.words import clip, count, detector, odds, span
 from tests.windows import CASES, HOSTILE, Case, column, harm, harmful, harmless, healthy, look, tiny, wide
 
 VOID = {"meta", "br", "img", "link", "input"}
@@ -100,7 +100,7 @@ def test_a_healthy_window():
     said = words_of(healthy())
     assert "Healthy: nothing changed, and labels show no harm." in said
     assert "Nothing: none of 9 columns is over its alarm line." in said
-    assert "A false alarm of harm comes once in 40,000 labels at most" in said
+    assert "Without harm, the detector alarms once in 40,000 labels on average, at most. Small harm" in said
     assert "Nothing since this window began; before: v3 was promoted" in said
 
 
@@ -110,7 +110,7 @@ def test_drift_without_harm_says_which_columns_since_when_and_what_was_done():
     assert "2 of 9 columns: ward, bmi." in said, "the severest first"
     assert "Labels say no: loss 0.09 (0.07 to 0.11), tolerated 0.12" in said
     assert "Drift since the window that began 9 Mar 2026 00:00 UTC." in said
-    assert "Evidence of change in ward: 18,000 : 1" in said
+    assert "Evidence of change in ward: 18,000:1" in said
     assert "Verdict: hold, 11 Mar 2026 01:00 UTC: drift does no harm" in said
 
 
@@ -120,6 +120,7 @@ def test_harm_says_how_much_where_and_since_when():
     assert "Yes: loss 0.221 (0.201 to 0.241), tolerated 0.12." in said
     assert "Harm since 8 Mar 2026 06:00 UTC, most likely." in said
     assert said.index("ward=D") < said.index("ward=C") < said.index("ward=B"), "the worst slice first"
+    assert "tolerated 0.13; detector 160,000 of 40,000" in said
     assert "Rolled back to v2" in said
     assert "not shown: over 8 mature windows no nearer" in said
     assert "worse: calibration error 0.090" in said
@@ -246,7 +247,9 @@ def test_bins_of_many_categories_and_of_one_value():
 
 
 def test_small_pieces():
-    assert (odds(0.0), odds(math.log(12345)), odds(50.0)) == ("none", "12,000 : 1", "over 10⁹ : 1")
+    assert (odds(0.0), odds(math.log(12345)), odds(50.0)) == ("none", "12,000:1", "over 10⁹:1")
+    assert odds(-math.inf) == odds(math.nan) == "none"
+    assert detector(harm(log_e=-math.inf)) == detector(harm(log_e=math.nan)) == "0 of 40,000"
     assert (count(2.345), count(20_000.4)) == ("2.3", "20,000")
     assert (span(30), span(600), span(86400), span(3 * 86400)) == ("30 s", "10 minutes", "24 hours", "3 days")
     assert clip("x" * 200, 10) == "x" * 9 + "…"
