@@ -11,6 +11,7 @@ import numpy as np
 from homeostat.config import ProjectConfig
 from homeostat.dataset import Array, Dataset
 from homeostat.errors import BundleInvalid
+from homeostat.evaluation.importance import permutation_importance
 from homeostat.inference import predict
 from homeostat.project import Project
 
@@ -20,7 +21,8 @@ class Reference:
     """Held-out rows as the live version answers them.
 
     inputs, outputs: name -> [n, ...]. columns: input name -> names of its columns. target: [n].
-    slices: name -> [n] str, as the project says.
+    slices: name -> [n] str, as the project says. importance: watched column -> rise of the loss
+    when it is permuted; empty for a version from before it was measured.
     """
 
     inputs: dict[str, Array]
@@ -28,6 +30,7 @@ class Reference:
     columns: dict[str, tuple[str, ...]]
     target: Array
     slices: dict[str, Array] = field(default_factory=dict)
+    importance: dict[str, float] = field(default_factory=dict)
 
     def __len__(self) -> int:
         """Return the number of rows."""
@@ -49,6 +52,9 @@ def make_reference(project: Project, config: ProjectConfig, data: Dataset, onnx:
     arrays |= {f"output:{name}": values for name, values in predict(onnx, kept.inputs).items()}
     arrays |= {f"columns:{name}": np.array(names, dtype=str) for name, names in kept.columns.items()}
     arrays |= {f"slice:{name}": np.asarray(values).astype(str) for name, values in project.slices(kept).items()}
+    importance = permutation_importance(project, config.task, kept, onnx, seed)
+    arrays["importance:columns"] = np.array(list(importance), dtype=str)
+    arrays["importance:values"] = np.array(list(importance.values()), dtype=np.float64)
     arrays["target"] = kept.target
     buffer = io.BytesIO()
     np.savez(buffer, **arrays)  # type: ignore[arg-type]
@@ -79,7 +85,12 @@ def load_reference(data: bytes) -> Reference:
         return {name.removeprefix(prefix): v for name, v in named.items() if name.startswith(prefix)}
 
     columns = {name: tuple(map(str, v)) for name, v in group("columns:").items()}
-    reference = Reference(group("input:"), group("output:"), columns, target, group("slice:"))
+    measured = group("importance:")
+    names, values = (measured.get(name, np.empty(0)).tolist() for name in ("columns", "values"))
+    if len(names) != len(values):
+        raise BundleInvalid("the bundle's reference.npz names columns without importance; deploy the version again")
+    importance = dict(zip(map(str, names), map(float, values), strict=True))
+    reference = Reference(group("input:"), group("output:"), columns, target, group("slice:"), importance)
     parts = (target, *reference.inputs.values(), *reference.outputs.values(), *reference.slices.values())
     lengths = {len(v) for v in parts}
     if not reference.inputs or not reference.outputs or len(lengths) != 1:
