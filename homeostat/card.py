@@ -16,6 +16,7 @@ from homeostat.records import (
     DatasetRecord,
     Evaluation,
     Export,
+    FoundSlices,
     Lineage,
     TrainedModel,
     Validation,
@@ -65,6 +66,14 @@ def _figures(evaluation: Evaluation) -> str:
             f"({versus.gain.low:+.4f} to {versus.gain.high:+.4f}; positive is better)."
         )
     return text
+
+
+def _found(found: FoundSlices) -> str:
+    if not found.slices:
+        return f"No slice was found on which it errs more: {found.reason}."
+    rows = [(s.words, s.rows, f"{s.error:.4g}", f"{s.rest:.4g}", f"{s.p_value:.2g}") for s in found.slices]
+    table = _table(("it errs more where", "rows", "error", "elsewhere", "p"), rows)
+    return f"{table}\n\nProposed by validation and calibration part, tested on the test part: {found.reason}."
 
 
 def _latency(candidate: Candidate) -> str:
@@ -138,9 +147,11 @@ def model_card(
         f"on {trained.device}."
     )
     gates = "\n".join(f"- {gate.name}: {gate.detail}" for gate in export.gates)
+    found = evaluation.found_slices
     sections = [
         ("What it is", f"{about}\n\n{facts}"),
         ("Figures", _figures(evaluation)),
+        *([("Slices", _found(found))] if found else []),
         ("Data", _data(dataset, validation)),
         ("Candidates", _candidates(config, compression)),
         ("Gates passed", gates or "none"),

@@ -170,6 +170,30 @@ class Comparison:
 
 
 @dataclass(frozen=True)
+class FoundSlice:
+    """Rows on which the model errs more than elsewhere, in rows that did not propose them."""
+
+    words: str
+    """The conditions, such as `age >= 61 and bmi <= 22.4`."""
+    rows: int
+    error: float
+    """Share of wrong classes, or mean absolute error."""
+    rest: float
+    """The same on all other rows."""
+    p_value: float
+    """Corrected for the number of slices that were tested."""
+
+
+@dataclass(frozen=True)
+class FoundSlices:
+    """The slices that were found, the worst first, of so many that were tested; and why there are no more."""
+
+    slices: tuple[FoundSlice, ...]
+    tested: int
+    reason: str
+
+
+@dataclass(frozen=True)
 class Evaluation:
     """Final figures on the test part."""
 
@@ -178,6 +202,7 @@ class Evaluation:
     rows: int
     plots: tuple[Artifact, ...]
     comparison: Comparison | None = None
+    found_slices: FoundSlices | None = None
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ import numpy as np
 from homeostat.config import ProjectConfig
 from homeostat.dataset import Array, Dataset, read_artifact
 from homeostat.errors import DataInvalid, GateFailed
+from homeostat.evaluation.found_slices import slices_of_graph
 from homeostat.evaluation.metrics import (
     higher_is_better,
     matrix,
@@ -41,7 +42,8 @@ def evaluate(
 ) -> Evaluation:
     """Measure the graph on the test part, and the champion (version, ONNX graph) on the same rows.
 
-    Writes a plot, and a table of slices if the project has any, to workspace/evaluation. Raises
+    Writes a plot, a table of slices if the project has any, and the slices that validation and
+    calibration part propose and the test part confirms, to workspace/evaluation. Raises
     GateFailed when answers are no probabilities or not finite, or the primary metric misses
     gate.min_metric or gate.max_metric; ConfigError when the primary metric is not measured.
     """
@@ -58,11 +60,14 @@ def evaluate(
     plots = [draw_plot(config, data, outputs, workspace / "evaluation")]
     table = slice_table(project, config, data, outputs, workspace / "evaluation")
     plots += [table] if table else []
+    held_out = Dataset.load(record.parts["validation"]).join(Dataset.load(record.parts["calibration"]))
+    slices, pages = slices_of_graph(project, config, held_out, data, graph, workspace / "evaluation")
+    plots += pages
     check_bar(config, primary, metrics[primary], len(data))
     comparison = None
     if champion is not None:
         comparison = compare(project, config, data, graph, champion[1], champion[0], seed)
-    return Evaluation(primary, metrics, len(data), tuple(plots), comparison)
+    return Evaluation(primary, metrics, len(data), tuple(plots), comparison, slices)
 
 
 def intervals(

@@ -29,13 +29,7 @@ def slice_table(
     """
     lines = []
     metric = weighted_metrics(project, config.task)[config.primary]
-    for name, given in project.slices(data).items():
-        values = np.asarray(given).astype(str)
-        if values.shape != (len(data),):
-            raise ConfigError(
-                f"slices() of {type(project).__name__}: {name!r} has shape {values.shape} where the data "
-                f"has {len(data)} rows; return one value for each row"
-            )
+    for name, values in declared_slices(project, data).items():
         kept, counts = np.unique(values, return_counts=True)
         for value in sorted(kept[np.argsort(-counts, kind="stable")][:MAX_VALUES].tolist()):
             rows = np.flatnonzero(values == value)
@@ -44,7 +38,7 @@ def slice_table(
             found = metric_intervals([metric], answers, config.gate, config.train.seed, ids)[0]
             lines.append(_line(name, value, len(rows), found))
         if len(kept) > MAX_VALUES:
-            lines.append(f"| {_cell(name)} | {len(kept) - MAX_VALUES} rarer values | | | |")
+            lines.append(f"| {cell(name)} | {len(kept) - MAX_VALUES} rarer values | | | |")
     if not lines:
         return None
     head = [
@@ -56,14 +50,27 @@ def slice_table(
     return write_artifact(folder / "slices.md", "\n".join([*head, *lines, ""]).encode())
 
 
+def declared_slices(project: Project, data: Dataset) -> dict[str, Array]:
+    """Return name -> [n] str, as the project says; raises ConfigError when a slice has another number of rows."""
+    found = {}
+    for name, given in project.slices(data).items():
+        found[name] = values = np.asarray(given).astype(str)
+        if values.shape != (len(data),):
+            raise ConfigError(
+                f"slices() of {type(project).__name__}: {name!r} has shape {values.shape} where the data "
+                f"has {len(data)} rows; return one value for each row"
+            )
+    return found
+
+
 def _line(name: str, value: str, rows: int, found: Interval) -> str:
     figure, ends = "", ""
     if math.isfinite(found.value):
         figure = f"{found.value:.4f}"
         ends = f"{found.low:.4f} to {found.high:.4f}" if math.isfinite(found.low) else "too few rows"
-    return f"| {_cell(name)} | {_cell(value)} | {rows} | {figure} | {ends} |"
+    return f"| {cell(name)} | {cell(value)} | {rows} | {figure} | {ends} |"
 
 
-def _cell(text: str) -> str:
+def cell(text: str) -> str:
     """Return text that cannot leave its cell."""
     return " ".join(text.split()).replace("|", "\\|").replace("<", "&lt;")

@@ -16,6 +16,8 @@ from homeostat.records import (
     DatasetRecord,
     Evaluation,
     Export,
+    FoundSlice,
+    FoundSlices,
     Gate,
     Interval,
     Latency,
@@ -82,3 +84,13 @@ def test_champion_and_batch_dependence(records):
     assert "Against champion v3 on the same 200 rows: accuracy 0.9700 against 0.9600, gain +0.0100" in card
     assert "other rows of a batch" in card
     assert "has no docstring" in card
+
+
+def test_found_slices(records):
+    found = FoundSlices((FoundSlice("age >= 61 and bmi <= 22", 84, 0.31, 0.12, 0.0013),), 4, "4 parts were tested")
+    records["evaluation"] = replace(records["evaluation"], found_slices=found)
+    card = model_card(**records)
+    assert "## Slices" in card
+    assert "| age >= 61 and bmi <= 22 | 84 | 0.31 | 0.12 | 0.0013 |" in card
+    records["evaluation"] = replace(records["evaluation"], found_slices=FoundSlices((), 0, "not enough rows"))
+    assert "No slice was found on which it errs more: not enough rows." in model_card(**records)

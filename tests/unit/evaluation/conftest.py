@@ -91,10 +91,10 @@ def values() -> Callable[..., Dataset]:
 
 @pytest.fixture
 def record(tmp_path: Path) -> Callable[[Dataset, str], DatasetRecord]:
-    """A record whose test part is this dataset."""
+    """A record whose held-out parts are this dataset."""
 
     def make(data: Dataset, task: str) -> DatasetRecord:
-        part = data.save(tmp_path / "test.npz")
-        return DatasetRecord("toy", task, data.sha256(), {"test": len(data)}, {"test": part})
+        parts = dict.fromkeys(("validation", "calibration", "test"), data.save(tmp_path / "test.npz"))
+        return DatasetRecord("toy", task, data.sha256(), {"test": len(data)}, parts)
 
     return make
