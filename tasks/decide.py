@@ -45,9 +45,9 @@ def decide_whether_to_retrain(project: str, trigger: Trigger) -> Verdict:
 
 def _last_harm(url: str, champion: BundleRef | None) -> Harm | None:
     """Return what the last look at the champion says of its loss on all labels."""
-    from homeostat.monitoring.looks import read_look
+    from homeostat.monitoring.document import read_monitoring
 
     if champion is None:
         return None
     looks = Windows(url).history(champion.model, champion.version, limit=1)
-    return next((harm for look in looks for harm in read_look(look.found).harm if harm.name == "all"), None)
+    return next((harm for look in looks for harm in read_monitoring(look.found).harm if harm.name == "all"), None)

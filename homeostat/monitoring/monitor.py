@@ -200,7 +200,16 @@ def _drift(
     if rows.masking is not None:
         gone = [column for column in expected if column in current and _blank(expected[column], current[column])]
         expected, current = expected.drop(columns=gone), current.drop(columns=gone)
-    return find_drift(expected, current, config, workspace, state=state, times=rows.times, seed=seed)
+    return find_drift(
+        expected,
+        current,
+        config,
+        workspace,
+        state=state,
+        times=rows.times,
+        seed=seed,
+        importance=reference.importance,
+    )
 
 
 def _blank(expected: pd.Series, current: pd.Series) -> bool:
