@@ -103,6 +103,7 @@ def look(
         seed=config.train.seed,
         keys=load_keyring(settings),
         state=state,
+        contract=live.champion.contract,
     )
 
 

@@ -413,6 +413,59 @@ class Change:
     reason: str
 
 
+@dataclass(frozen=True)
+class Violation:
+    """A rule of the contract that rows of a window break."""
+
+    column: str
+    rule: str
+    """absent, new, dtype, null_share, range or categories."""
+    rows: int
+    share: float
+    """Of the window's rows."""
+    allowed: float
+    """Share that the contract lets pass."""
+    broken: bool
+    """Whether the share is above what is allowed; otherwise the rows are named for the reader's sake."""
+    expected: str
+    examples: tuple[tuple[int, Any], ...] = ()
+    """Position in the window, and value, of the first few."""
+
+    def __str__(self) -> str:
+        """One line for people."""
+        seen = ", ".join(f"row {row} is {value}" for row, value in self.examples)
+        count = f"{self.rows} rows ({self.share:.1%}, allowed {self.allowed:.1%})" if self.rows else self.rule
+        return f"{self.column}: expected {self.expected}: {count}" + (f": {seen}" if seen else "")
+
+
+@dataclass(frozen=True)
+class SkewFinding:
+    """One value that serving and the training-side code do not agree on."""
+
+    request_id: str
+    row: int
+    """In its request."""
+    kind: str
+    """feature or answer."""
+    column: str
+    served: Any
+    replayed: Any
+
+
+@dataclass(frozen=True)
+class Skew:
+    """What replaying logged requests found; `reason` is one sentence for people, also when none could be replayed."""
+
+    requests: int
+    rows: int
+    skewed: int
+    """Requests with a finding."""
+    findings: tuple[SkewFinding, ...]
+    """The first 20 of them."""
+    reason: str
+    conclusive: bool = True
+
+
 Conclusion = Literal["healthy", "drift", "harm", "inconclusive"]
 
 
@@ -446,3 +499,7 @@ class Monitoring:
     estimate: Estimate | None = None
     changes: tuple[Change, ...] = ()
     """Calibration, latency and error rate against before."""
+    violations: tuple[Violation, ...] = ()
+    """Rules of the version's contract that rows of the window break, the broken ones first."""
+    skew: Skew | None = None
+    """Requests of the window replayed through the training-side code."""

@@ -20,6 +20,9 @@ from homeostat.records import (
     LabelDelay,
     LedgerEntry,
     Monitoring,
+    Skew,
+    SkewFinding,
+    Violation,
     Window,
 )
 
@@ -123,6 +126,7 @@ def look(number: int, **fields) -> Monitoring:
         delay=DELAY,
         estimate=Estimate("accuracy", 0.905, True, 0.011, 0.019, "error 0.011, of the constant 0.019, 12 windows"),
         changes=CHANGES,
+        skew=Skew(100, 100, 0, (), "100 requests replayed: equal features and equal answers"),
         reports=("/x/drift.json", "/x/drift.html"),
     )
     return replace(found, **fields)
@@ -188,6 +192,13 @@ def harmful() -> Case:
         harm=(harm(loss=0.221, log_e=23.8, since=begun), *slices),
         cohorts=cohorts(*falling),
         estimate=Estimate("accuracy", 0.9, False, 0.041, 0.02, "over 8 mature windows no nearer than the reference's"),
+        violations=(
+            Violation("age", "range", 430, 0.2, 0.05, True, "0 to 110", ((3, 130.0), (9, 997.0))),
+            Violation("ward", "categories", 12, 0.006, 0.05, False, "one of A, B, C, D", ((41, "E"),)),
+        ),
+        skew=Skew(
+            100, 100, 7, (SkewFinding("r-81", 0, "feature", "stay_days", 3.0, 2.5),), "7 of 100 requests are skewed"
+        ),
         changes=(replace(CHANGES[0], now=0.09, changed=True, reason="calibration error 0.090, was 0.021"), CHANGES[1]),
         quality={"accuracy": interval(0.779, 0.018), "f1": interval(0.63, 0.03)},
     )
@@ -240,6 +251,8 @@ def hostile() -> Case:
         notes=(text, "x" * 5000),
         harm=(harm(loss=float("nan"), log_e=float("-inf")), *(harm(n, since="not a time") for n in names)),
         quality={n: interval(0.5, 0.1) for n in names},
+        violations=tuple(Violation(n, "categories", 3, 0.1, 0.0, True, n, ((0, n), (1, 9.5))) for n in names),
+        skew=Skew(9, 9, 9, tuple(SkewFinding(n, 0, "feature", n, n, None) for n in names), text),
         estimate=Estimate(HOSTILE[0], float("nan"), True, None, None, text),
     )
     done = (replace(entry(1, 250, "promote", text * 20), actor=HOSTILE[0]),)

@@ -3,45 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from homeostat.contract import ColumnSpec, Contract
 from homeostat.dataset import Array
+from homeostat.records import Violation
 
 if TYPE_CHECKING:
     import pandas as pd
 
 EXAMPLES = 3
+LONGEST = 200
+"""Characters of an example."""
 NUMBERS = ("float", "int", "uint", "bool")
 """How the names of dtypes begin that hold numbers."""
-
-
-@dataclass(frozen=True)
-class Violation:
-    """A rule that rows of a window break."""
-
-    column: str
-    rule: str
-    """absent, new, dtype, null_share, range or categories."""
-    rows: int
-    share: float
-    """Of the window's rows."""
-    allowed: float
-    """Share that the contract lets pass."""
-    broken: bool
-    """Whether the share is above what is allowed; otherwise the rows are named for the reader's sake."""
-    expected: str
-    examples: tuple[tuple[int, Any], ...] = ()
-    """Position in the window, and value, of the first few."""
-
-    def __str__(self) -> str:
-        """One line for people."""
-        seen = ", ".join(f"row {row} is {value}" for row, value in self.examples)
-        count = f"{self.rows} rows ({self.share:.1%}, allowed {self.allowed:.1%})" if self.rows else self.rule
-        return f"{self.column}: expected {self.expected}: {count}" + (f": {seen}" if seen else "")
 
 
 def check_window(contract: Contract, frame: pd.DataFrame) -> tuple[Violation, ...]:
@@ -91,5 +68,14 @@ def _rule(
     share = rows / len(bad)
     first = np.flatnonzero(bad)[:EXAMPLES]
     examples = () if rule == "null_share" else tuple((int(i), column.iloc[i]) for i in first)
-    plain = tuple((i, value.item() if isinstance(value, np.generic) else value) for i, value in examples)
+    plain = tuple((i, plain_value(value)) for i, value in examples)
     yield Violation(spec.name, rule, rows, share, allowed, share > allowed + 1e-12, expected, plain)
+
+
+def plain_value(value: object) -> bool | int | float | str | None:
+    """Return an example as JSON has it: a number, or text that is cut where it is long."""
+    one = value.item() if isinstance(value, np.generic) else value
+    if one is None or isinstance(one, bool | int | float):
+        return one
+    text = str(one)
+    return text if len(text) <= LONGEST else f"{text[:LONGEST]}…"

@@ -12,7 +12,7 @@ from homeostat.records import Harm, Interval, Monitoring
 def figures(monitoring: Monitoring) -> dict[str, float]:
     """Return the key figures by MLflow metric name; what is not known in this window is left out.
 
-    monitor/* counts, drift/<column> p-values or distances, evidence/<column> natural logarithms,
+    monitor/* and skew/* counts, drift/<column> p-values or distances, evidence/<column> natural logarithms,
     severity/<column>, quality/<metric> with .low and .high, harm/<all or slice>/loss with .low and .high,
     labels/* in seconds, latency/* in ms, predecessor/gain (positive: the live version is better).
     """
@@ -25,7 +25,10 @@ def figures(monitoring: Monitoring) -> dict[str, float]:
         "monitor/drifted": float(monitoring.drifted),
         "monitor/drifted_columns": drifted,
         "monitor/faults": len(monitoring.faults),
+        "monitor/contract_broken": sum(one.broken for one in monitoring.violations),
     }
+    if monitoring.skew is not None and monitoring.skew.conclusive:
+        out |= {"skew/requests": monitoring.skew.requests, "skew/skewed": monitoring.skew.skewed}
     for column in monitoring.columns:
         key = _free("drift/" + _key(column.column), out).removeprefix("drift/")
         out |= _known(
@@ -69,6 +72,8 @@ def summary(monitoring: Monitoring) -> str:
         *_harm_lines(monitoring.harm),
         *_figure_table(monitoring),
         *[f"- fault: {_cell(fault)}" for fault in monitoring.faults],
+        *[f"- contract: {_cell(str(one))}" for one in monitoring.violations if one.broken],
+        *([f"- skew: {_cell(monitoring.skew.reason)}"] if monitoring.skew and monitoring.skew.skewed else []),
         *[f"- note: {_cell(note)}" for note in monitoring.notes],
     ]
     if monitoring.columns:

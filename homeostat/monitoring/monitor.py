@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from homeostat.config import ProjectConfig
+from homeostat.contract import Contract
+from homeostat.data.violations import check_window
 from homeostat.dataset import Array
 from homeostat.errors import ConfigError, DataInvalid, GateFailed, MonitoringFailed
 from homeostat.masking import mask_like
@@ -21,10 +23,11 @@ from homeostat.monitoring.performance import MIN_LABELLED, beside_predecessor, l
 from homeostat.monitoring.reference import Reference, load_reference
 from homeostat.monitoring.reports import quality_report
 from homeostat.monitoring.sequence import DriftState
+from homeostat.monitoring.skew import check_skew
 from homeostat.monitoring.traffic import TrafficRows
 from homeostat.monitoring.window import read_window
 from homeostat.project import Project
-from homeostat.records import Comparison, Conclusion, Harm, Monitoring
+from homeostat.records import Comparison, Conclusion, Harm, Monitoring, Violation
 from homeostat.sealing import Keyring
 
 if TYPE_CHECKING:
@@ -51,6 +54,7 @@ def monitor(
     seed: int,
     keys: Keyring | None = None,
     state: str = "",
+    contract: Contract | None = None,
 ) -> tuple[Monitoring, str]:
     """Hold what the live version answered from `since` to `now` against its reference; return the state after it.
 
@@ -60,7 +64,7 @@ def monitor(
     version, onnx, reference: the live version's, out of its bundle. predecessor: (version, ONNX
     graph) of the champion before it, which is replayed on all labelled rows answered since
     `champion_since`; rows from before that time, or of another version, never count. keys: of
-    encrypted traffic. Writes
+    encrypted traffic. contract: the version's, which the window's rows are held against. Writes
     window.parquet and the reports into `workspace`. Raises BundleInvalid (reference), DataInvalid
     ConfigError or Unavailable (capture), MonitoringFailed (drift report).
     """
@@ -97,6 +101,7 @@ def monitor(
         keys=keys,
     )
     labelled = usable_labels(rows, config.task)
+    violations, unheld = _violations(project, expected, rows, contract)
     drift = _drift(project, config, expected, rows, workspace, before.drift, f"{config.name} v{version}")
     quality_reports, no_report = _quality_reports(config, expected, labelled, workspace)
     comparison, no_comparison = _comparison(
@@ -124,13 +129,15 @@ def monitor(
         latency_p99_ms=p99,
         reports=drift.reports + quality_reports,
         predecessor=comparison,
-        notes=_notes(rows, labelled) + drift.notes + no_report + no_comparison + labels.notes + lost,
+        notes=_notes(rows, labelled) + drift.notes + no_report + no_comparison + labels.notes + unheld + lost,
         conclusion=_conclude(drift, labels.harm),
         harm=labels.harm,
         cohorts=labels.cohorts,
         delay=labels.delay,
         estimate=labels.estimate,
         changes=labels.changes,
+        violations=violations,
+        skew=check_skew(project, expected.columns, onnx, rows, version=version, seed=seed),
     )
     return found, Evidence(now, labels.state, drift.state).to_json()
 
@@ -210,6 +217,17 @@ def _drift(
         seed=seed,
         importance=reference.importance,
     )
+
+
+def _violations(
+    project: Project, reference: Reference, rows: TrafficRows, contract: Contract | None
+) -> tuple[tuple[Violation, ...], tuple[str, ...]]:
+    """Hold the window's rows against the contract; return a note where masking leaves nothing to hold."""
+    if contract is None or not len(rows) or reference.inputs.keys() - rows.inputs.keys():
+        return (), ()  # inputs that are absent are drift's first finding
+    if rows.masking is not None:
+        return (), ("captured inputs are masked (serve.masking): not held against the contract",)
+    return check_window(contract, project.to_frame(rows.inputs, reference.columns)), ()
 
 
 def _blank(expected: pd.Series, current: pd.Series) -> bool:

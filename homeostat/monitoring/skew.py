@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
+from homeostat.data.violations import plain_value
 from homeostat.dataset import Array, Dataset
 from homeostat.errors import DataInvalid
 from homeostat.inference import predict
 from homeostat.monitoring.traffic import TrafficRows
 from homeostat.project import Project
+from homeostat.records import Skew, SkewFinding
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -25,34 +26,6 @@ The server's own preflight allows an answer as much; other types are equal or no
 """
 FEATURE_TOLERANCE = 1e-6
 """Of features: they are copied and cast, and a mean of pixels may be summed in another order."""
-
-
-@dataclass(frozen=True)
-class SkewFinding:
-    """One value that the two sides do not agree on."""
-
-    request_id: str
-    row: int
-    """In its request."""
-    kind: str
-    """feature or answer."""
-    column: str
-    served: Any
-    replayed: Any
-
-
-@dataclass(frozen=True)
-class Skew:
-    """What replaying found; `reason` is one sentence for people, also when nothing could be replayed."""
-
-    requests: int
-    rows: int
-    skewed: int
-    """Requests with a finding."""
-    findings: tuple[SkewFinding, ...]
-    """The first 20 of them."""
-    reason: str
-    conclusive: bool = True
 
 
 def check_skew(
@@ -167,5 +140,5 @@ def _differing(
     if same.all():
         return []
     row = int(np.flatnonzero(~same)[0])
-    values = (v.item() if isinstance(v, np.generic) else v for v in (served[row], replayed[row]))
+    values = plain_value(served[row]), plain_value(replayed[row])
     return [SkewFinding(str(rows.request_ids[start]), row, kind, column, *values)]

@@ -22,6 +22,7 @@ from homeostat.records import ColumnDrift, Harm, LedgerEntry, Monitoring
 
 HERE = Path(__file__).parent
 WINDOWS, COLUMNS, HISTOGRAMS, SLICES, COHORTS, FAULTS, NOTES, DECISIONS = 100, 400, 100, 200, 100, 100, 50, 12
+RULES = 50
 """What the page shows at most, so that it stays under 1 MB; the JSON has all."""
 OPEN_COLUMNS, OPEN_SLICES = 15, 10
 """How many of them stand open; the rest is folded."""
@@ -95,6 +96,9 @@ def window_page(
         alarm_at=charts.ALARM_AT,
         faults=[words.clip(fault, 200) for fault in monitoring.faults[:FAULTS]],
         notes=[words.clip(note, REASON) for note in monitoring.notes[:NOTES]],
+        rules=[(one.broken, words.rule(one)) for one in monitoring.violations[:RULES]],
+        replay=words.replay(monitoring),
+        skewed=[words.skewed(one) for one in (monitoring.skew.findings[:RULES] if monitoring.skew else ())],
         figures=figure_rows(monitoring),
         labels=label_rows(monitoring),
         decisions=_decisions(decisions),

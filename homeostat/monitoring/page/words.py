@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
 from homeostat.monitoring.drift import COLUMNS, P_VALUE_METHODS
-from homeostat.records import ColumnDrift, Harm, Interval, LedgerEntry, Monitoring
+from homeostat.records import ColumnDrift, Harm, Interval, LedgerEntry, Monitoring, SkewFinding, Violation
 
 ALL = "all"
 MARKS = {"healthy": "✓", "drift": "▲", "harm": "✕", "inconclusive": "?"}
@@ -207,12 +207,39 @@ def _what(monitoring: Monitoring) -> str:
     found = changed(monitoring)
     worse = [change.name for change in monitoring.changes if change.changed]
     also = f" Worse too: {names(worse)}." if worse else ""
+    rules = sum(one.broken for one in monitoring.violations)
+    also += f" {rules} rule{'s' if rules > 1 else ''} of the contract broken." if rules else ""
+    also += f" {replay(monitoring)}" if monitoring.skew is not None and monitoring.skew.skewed else ""
     if found:
         broken = f", {len(monitoring.faults)} of them broken" if monitoring.faults else ""
         return f"{len(found)} of {_all_columns(monitoring)} columns{broken}: {names(found)}.{also}"
     if monitoring.columns:
         return f"Nothing: none of {len(monitoring.columns)} columns is over its alarm line.{also}"
     return f"Unknown: {sentence(clip(monitoring.reason, 200), upper=False)}{also}"
+
+
+def replay(monitoring: Monitoring) -> str:
+    """Return what replaying logged requests through the training-side code showed; empty when it was not done."""
+    found = monitoring.skew
+    if found is None:
+        return ""
+    if found.skewed and found.findings:
+        return f"{found.skewed} of {found.requests} replayed requests differ from what was served."
+    return sentence(clip(found.reason, 200))
+
+
+def skewed(finding: SkewFinding) -> str:
+    """Return one difference between serving and replay."""
+    where = f"request {clip(finding.request_id, 60)} row {finding.row}: {finding.kind} {clip(finding.column, 60)}"
+    return f"{where} was {clip(str(finding.served), 40)}, replayed {clip(str(finding.replayed), 40)}"
+
+
+def rule(violation: Violation) -> str:
+    """Return a rule and what breaks it, its names and values cut where they are long."""
+    examples = tuple((row, clip(str(value), 40)) for row, value in violation.examples)
+    return str(
+        replace(violation, column=clip(violation.column, 60), expected=clip(violation.expected), examples=examples)
+    )
 
 
 def _hurts(monitoring: Monitoring) -> str:

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from homeostat.contract import ColumnSpec, Contract
-from homeostat.data.violations import check_window
+from homeostat.data.violations import check_window, plain_value
 
 COLUMNS = (
     ColumnSpec(name="age", dtype="float32", null_share=0.1, minimum=0.0, maximum=100.0),
@@ -60,6 +60,13 @@ def test_absent_new_and_retyped_columns():
         ("more", "new", False),
     ]
     assert str(found[1]) == "kind: expected object: 20 rows (100.0%, allowed 0.0%): row 0 is float64"
+
+
+def test_examples_are_plain_and_short():
+    kinds = [pd.Timestamp("2026-03-01"), "x" * 5000, np.int64(3), float("inf")]
+    values = [plain_value(value) for value in kinds]
+    assert values == ["2026-03-01 00:00:00", "x" * 200 + "…", 3, float("inf")]
+    assert plain_value(None) is None
 
 
 def test_the_target_is_held_when_it_is_there():

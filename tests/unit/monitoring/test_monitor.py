@@ -11,6 +11,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from homeostat.config import ProjectConfig
+from homeostat.contract import ColumnSpec, Contract, TensorSpec
 from homeostat.dataset import Dataset
 from homeostat.errors import BundleInvalid
 from homeostat.inference import predict
@@ -72,12 +73,14 @@ def reference() -> bytes:
     return make_reference(Toy(), config, data, GOOD, 1)
 
 
-def look(config, capture, reference, tmp_path, onnx=GOOD, predecessor=(2, BAD), champion_days=7.0) -> Monitoring:
-    return look_on(config, capture, reference, tmp_path, "", onnx, predecessor, champion_days)[0]
+def look(
+    config, capture, reference, tmp_path, onnx=GOOD, predecessor=(2, BAD), champion_days=7.0, contract=None
+) -> Monitoring:
+    return look_on(config, capture, reference, tmp_path, "", onnx, predecessor, champion_days, contract=contract)[0]
 
 
 def look_on(
-    config, capture, reference, tmp_path, state, onnx=GOOD, predecessor=None, champion_days=7.0, now=NOW
+    config, capture, reference, tmp_path, state, onnx=GOOD, predecessor=None, champion_days=7.0, now=NOW, contract=None
 ) -> tuple[Monitoring, str]:
     return monitor(
         Toy(),
@@ -93,6 +96,7 @@ def look_on(
         now=now,
         seed=1,
         state=state,
+        contract=contract,
     )
 
 
@@ -103,6 +107,36 @@ def send(capture, x, y=None, **options) -> None:
         request = capture.answer(part, predict(GOOD, {"x": part})["output"], **options)
         if y is not None:
             capture.label(request, y[first : first + 10].tolist())
+
+
+def contract_of(low: float) -> Contract:
+    columns = tuple(ColumnSpec(name=n, dtype="float32", null_share=0.0, minimum=low, maximum=9.0) for n in NAMES)
+    x = TensorSpec(name="x", dtype="float32", shape=(3,), minimum=(low,), maximum=(9.0,), columns=NAMES)
+    target = ColumnSpec(name="target", dtype="int64", null_share=0.0, minimum=0.0, maximum=2.0)
+    return Contract(inputs=(x,), columns=columns, target=target, min_rows=50, mostly=0.95, null_slack=0.05)
+
+
+def test_rows_are_held_against_the_contract_and_requests_are_replayed(config, capture, reference, tmp_path):
+    x, _ = rows(300, 2)
+    send(capture, x)
+    kept = look(config, capture, reference, tmp_path, contract=contract_of(-9))
+    assert kept.violations == ()
+    assert (kept.skew.requests, kept.skew.skewed) == (30, 0), kept.skew
+    assert figures(kept).items() >= {"monitor/contract_broken": 0, "skew/requests": 30, "skew/skewed": 0}.items()
+    # a contract that half the rows break, and a graph that is not the one that answered
+    broken = look(config, capture, reference, tmp_path, BAD, contract=contract_of(0))
+    assert {(v.column, v.rule, v.broken) for v in broken.violations} == {(name, "range", True) for name in NAMES}
+    assert broken.violations[0].share == pytest.approx(np.mean(x < 0, axis=0).max())
+    assert broken.skew.skewed == 30
+    assert figures(broken).items() >= {"monitor/contract_broken": 3, "skew/skewed": 30}.items()
+    assert "- contract: " in summary(broken)
+    assert "- skew: 30 of 30 replayed requests" in summary(broken)
+
+
+def test_an_empty_window_breaks_no_rule(config, capture, reference, tmp_path):
+    seen = look(config, capture, reference, tmp_path, contract=contract_of(0))
+    assert (seen.violations, seen.skew.conclusive) == ((), False)
+    assert "skew/requests" not in figures(seen)
 
 
 def test_a_healthy_labelled_window(config, capture, reference, tmp_path):

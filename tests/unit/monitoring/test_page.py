@@ -126,6 +126,18 @@ def test_harm_says_how_much_where_and_since_when():
     assert "worse: calibration error 0.090" in said
 
 
+def test_the_contract_and_the_replay():
+    said = words_of(harmful())
+    assert "1 rule of the contract broken. 7 of 100 replayed requests differ from what was served." in said
+    assert "age: expected 0 to 110: 430 rows (20.0%, allowed 5.0%): row 3 is 130.0, row 9 is 997.0 broken" in said
+    assert "ward: expected one of A, B, C, D: 12 rows (0.6%, allowed 5.0%): row 41 is E 7 of" in said, "not broken"
+    assert "request r-81 row 0: feature stay_days was 3.0, replayed 2.5" in said
+    calm = words_of(healthy())
+    assert "No row breaks a rule of the version's contract." in calm
+    assert "100 requests replayed: equal features and equal answers." in calm
+    assert "Contract and replay" not in words_of(Case(look(1, skew=None)))
+
+
 def test_harm_in_a_slice_alone_and_harm_without_an_alarm_that_stands():
     hurt = replace(harm("site=a", 0.3, 0.1, 2.0), harmed=True, p_value=1e-6)
     said = words_of(Case(look(1, conclusion="harm", harm=(harm(), hurt, harm("site=b")))))
