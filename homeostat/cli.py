@@ -25,6 +25,7 @@ from homeostat.commands.console import (
 from homeostat.commands.contract import contract
 from homeostat.commands.key import key
 from homeostat.commands.monitor import monitor
+from homeostat.commands.profile import profile
 from homeostat.commands.rollout import rollout
 from homeostat.commands.traffic import traffic
 from homeostat.errors import HomeostatError, NotFound
@@ -61,6 +62,7 @@ main.add_command(backtest)
 main.add_command(contract)
 main.add_command(key)
 main.add_command(monitor)
+main.add_command(profile)
 main.add_command(traffic)
 
 

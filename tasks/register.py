@@ -1,10 +1,14 @@
 """register: one MLflow model version with its lineage and card, and the signed bundle built from it."""
 
+from dataclasses import replace
+from pathlib import Path
+
 from homeostat.bundle import build, load_key
 from homeostat.card import model_card
 from homeostat.contract import Contract
 from homeostat.control.store import ControlStore
-from homeostat.dataset import Dataset, read_artifact
+from homeostat.data.profile import Profile
+from homeostat.dataset import Dataset, read_artifact, write_artifact
 from homeostat.lineage import make_lineage
 from homeostat.records import (
     Compression,
@@ -32,6 +36,7 @@ def register(
     evaluation: Evaluation,
 ) -> ModelVersion:
     """Return the registered version; a repeated call for the same pipeline returns the same one."""
+    from homeostat.monitoring.model_profile import profile_model
     from homeostat.monitoring.reference import make_reference
 
     at = open_project(run.project)
@@ -40,20 +45,24 @@ def register(
     doc = type(at.project).__doc__ or ""
     card = model_card(doc, at.config, data, validation, trained, compression, exported, evaluation, lineage)
     held_out = Dataset.load(data.parts["validation"]).join(Dataset.load(data.parts["calibration"]))
+    onnx, seed = read_artifact(exported.onnx), at.config.train.seed
+    answered = profile_model(at.project, at.config, held_out, onnx, seed)
+    profile = Profile.from_json(read_artifact(validation.profile), validation.profile.path).with_model(answered)
+    whole = write_artifact(Path(run.workspace) / "registration" / "profile.json", profile.to_json().encode())
+    validation = replace(validation, profile=whole)
     golden = {name: values[:GOLDEN_ROWS] for name, values in held_out.inputs.items()}
     version = at.registry.register(
         run, at.config, data, validation, compression, exported, evaluation, lineage, card, golden
     )
-    onnx = read_artifact(exported.onnx)
     bundle = build(
         at.config.name,
         version,
         onnx,
         Contract.from_json(read_artifact(validation.contract), validation.contract.path),
-        read_artifact(validation.profile),
+        read_artifact(whole),
         at.config,
         lineage,
-        make_reference(at.project, at.config, held_out, onnx, at.config.train.seed),
+        make_reference(at.project, at.config, held_out, onnx, seed),
         golden,
         load_key(at.settings.home),
         at.settings.bundles_url,

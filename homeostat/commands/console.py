@@ -13,6 +13,7 @@ from homeostat.errors import HomeostatError, NotFound
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from homeostat.bundle import Bundle
     from homeostat.control.store import ControlStore
     from homeostat.records import Rollout
     from homeostat.settings import Settings
@@ -62,6 +63,30 @@ def find_store(settings: Settings) -> ControlStore:
             "HOMEOSTAT_CONTROL_URL points elsewhere"
         )
     return open_store(settings)
+
+
+def open_version(model: str | None, version: int | None) -> Bundle:
+    """Return the verified bundle of a version, by default the champion's; of the only model where none is named."""
+    from homeostat.bundle import load_public_key, open_bundle
+
+    settings = read_settings()
+    store = find_store(settings)
+    if model is None:
+        models = [row.model for row in store.rows()]
+        if len(models) != 1:
+            raise NotFound(f"say which model by --model; there are: {', '.join(models) or 'none'}")
+        model = models[0]
+    champion = store.row(model).champion
+    ref = champion if version is None else store.bundle(model, version)
+    if ref is None:
+        raise NotFound(f"{model} has no champion yet; name a version")
+    return open_bundle(ref, load_public_key(settings.home))
+
+
+def named_version(what: str | None, model: str | None) -> tuple[str | None, int | None]:
+    """Return model and version of an argument that is either, such as `digits`, `3` or `v3`."""
+    version = read_version(what) if what is not None and what.removeprefix("v").isdecimal() else None
+    return (model if version or what is None else what), version
 
 
 def actor() -> str:

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from homeostat.commands.console import find_store, read_settings, read_version, show
-from homeostat.errors import HomeostatError, NotFound
+from homeostat.commands.console import named_version, open_version, read_version, show
+from homeostat.errors import HomeostatError
 
 if TYPE_CHECKING:
-    from homeostat.contract import ColumnSpec, Contract
+    from homeostat.contract import ColumnSpec
     from homeostat.data.difference import Change
 
 # Heavy imports stand in the commands: `homeostat --help` must be quick.
@@ -36,14 +36,15 @@ def contract() -> None:
 @click.option("--json", "as_json", is_flag=True, help="print the whole contract, as JSON")
 def show_contract(what: str | None, model: str | None, as_json: bool) -> None:
     """Show the contract of a VERSION, or of a MODEL's champion."""
-    version = read_version(what) if what is not None and what.removeprefix("v").isdecimal() else None
-    name, number, found = _read(model if version or what is None else what, version)
+    bundle = open_version(*named_version(what, model))
+    found = bundle.contract
     if as_json:
         click.echo(found.to_json())
         return
     from rich.table import Table
 
-    title = f"{name} v{number}: {found.mostly:.0%} of the rows keep these; gaps {found.null_slack:.0%} above the share"
+    who = f"{bundle.ref.model} v{bundle.ref.version}"
+    title = f"{who}: {found.mostly:.0%} of the rows keep these; gaps {found.null_slack:.0%} above the share"
     click.echo(click.wrap_text(title, width=80))
     table = Table("column", "dtype", "gaps", "may be")
     for column in (*found.columns, found.target):
@@ -73,12 +74,13 @@ def diff(old: int, new: int, model: str | None, tolerance: float, as_json: bool)
     from homeostat.data.difference import differ
 
     try:
-        name, _, before = _read(model, old)
-        _, _, after = _read(name, new)
+        before = open_version(model, old)
+        name = before.ref.model
+        after = open_version(name, new)
     except HomeostatError as error:
         click.echo(f"Error: {error}", err=True)
         raise SystemExit(TROUBLE) from error
-    changes = differ(before, after, tolerance)
+    changes = differ(before.contract, after.contract, tolerance)
     if as_json:
         click.echo(json.dumps([asdict(change) for change in changes], indent=1))
     elif not changes:
@@ -86,24 +88,6 @@ def diff(old: int, new: int, model: str | None, tolerance: float, as_json: bool)
     else:
         _show_changes(changes, f"v{old}", f"v{new}")
     raise SystemExit(1 if changes else 0)
-
-
-def _read(model: str | None, version: int | None) -> tuple[str, int, Contract]:
-    """Return name, version and contract of the verified bundle of a version, by default the champion's."""
-    from homeostat.bundle import load_public_key, open_bundle
-
-    settings = read_settings()
-    store = find_store(settings)
-    if model is None:
-        models = [row.model for row in store.rows()]
-        if len(models) != 1:
-            raise NotFound(f"say which model by --model; there are: {', '.join(models) or 'none'}")
-        model = models[0]
-    champion = store.row(model).champion
-    ref = champion if version is None else store.bundle(model, version)
-    if ref is None:
-        raise NotFound(f"{model} has no champion yet; name a version")
-    return model, ref.version, open_bundle(ref, load_public_key(settings.home)).contract
 
 
 def _may_be(column: ColumnSpec) -> str:
