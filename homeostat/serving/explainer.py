@@ -7,7 +7,7 @@ import os
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from hashlib import blake2b
@@ -22,6 +22,7 @@ from homeostat.contract import WHOLE, Strict
 from homeostat.dataset import Array
 from homeostat.errors import Forbidden, RequestInvalid
 from homeostat.explanation import Attribution, OutOfTime, Players, attribute
+from homeostat.serving.batching import Departed, departed
 from homeostat.serving.blackbox import Guard
 from homeostat.serving.served import Served
 from homeostat.serving.session import make_run_options
@@ -64,6 +65,10 @@ def read_options(value: Mapping[str, Any]) -> Options:
         raise RequestInvalid(f"parameters: {where:.80}: {problem['msg']}; known: {known}") from error
 
 
+def _never() -> bool:
+    return False
+
+
 def _be_patient() -> None:
     os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICENESS)
 
@@ -91,7 +96,10 @@ class Explainer:
     async def explain(
         self, served: Served, tensors: Mapping[str, Array], rows: int, packed: bytes, options: Options
     ) -> bytes:
-        """Return the explanation of checked tensors, whose packed form is given, as JSON; raises RequestInvalid."""
+        """Return the explanation of checked tensors, whose packed form is given, as JSON; raises RequestInvalid.
+
+        A client that leaves is explained no further: Departed.
+        """
         try:
             background, output, size = self._check(served, rows, options)
         except RequestInvalid:
@@ -110,9 +118,13 @@ class Explainer:
         self._waiting += 1
         try:
             loop = asyncio.get_running_loop()
+            gone = departed.get(_never)
             answer = await loop.run_in_executor(
-                self._thread, self._noted, served, background, tensors, packed, output, size, options
+                self._thread, self._noted, served, background, tensors, packed, gone, output, size, options
             )
+        except Departed:
+            self.counts["refused"] += 1
+            raise
         except OutOfTime as error:
             self.counts["refused"] += 1
             raise RequestInvalid(
@@ -153,19 +165,27 @@ class Explainer:
         return served.background, names.index(name), size
 
     def _noted(
-        self, served: Served, background: Mapping[str, Array], tensors: Mapping[str, Array], packed: bytes, *what: Any
+        self,
+        served: Served,
+        background: Mapping[str, Array],
+        tensors: Mapping[str, Array],
+        packed: bytes,
+        gone: Callable[[], bool],
+        *what: Any,
     ) -> bytes:
         """Explain, and note it for just so long: a row that ends the process by itself does so here too.
 
         One call of a slow graph may take longer than all should: it is ended after twice the time.
         """
+        if gone():
+            raise Departed
         slot = self._guard.enter(served.ref.manifest_sha256, packed)
         running = self._running = make_run_options()
         timer = threading.Timer(2 * SECONDS, setattr, (running, "terminate", True))
         timer.daemon = True
         timer.start()
         try:
-            return self._compute(served, background, tensors, running, *what)
+            return self._compute(served, background, tensors, running, gone, *what)
         except Exception as error:
             if running.terminate:
                 raise OutOfTime from error
@@ -180,6 +200,7 @@ class Explainer:
         background: Mapping[str, Array],
         tensors: Mapping[str, Array],
         running: RunOptions,
+        gone: Callable[[], bool],
         output: int,
         size: int,
         options: Options,
@@ -201,12 +222,14 @@ class Explainer:
                     players,
                     permutations=options.permutations,
                     rng=np.random.default_rng((options.seed, number)),
-                    in_time=partial(self._in_time, started + SECONDS * (number + 1) / rows),
+                    in_time=partial(self._in_time, started + SECONDS * (number + 1) / rows, gone),
                 )
             )
         return _encode(served, players, served.session.output_names[output], places, found, options)
 
-    def _in_time(self, end: float) -> bool:
+    def _in_time(self, end: float, gone: Callable[[], bool]) -> bool:
+        if gone():
+            raise Departed
         return time.monotonic() < end and not self._closed.is_set()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import threading
 import time
 
@@ -12,7 +13,8 @@ import pytest
 
 from homeostat.config import ServeConfig
 from homeostat.serving import explainer
-from homeostat.serving.explainer import MAX_WAITING
+from homeostat.serving.batching import Departed, departed
+from homeostat.serving.explainer import MAX_WAITING, Options
 from homeostat.serving.session import Session
 from tests.bundles import make_bundle, slow, softmax, two_inputs
 from tests.unit.serving.conftest import make_plane
@@ -171,6 +173,42 @@ def test_only_so_many_wait(explained, monkeypatch):
     statuses = asyncio.run(crowd())
     assert begun.is_set()
     assert (statuses.count(200), statuses.count(503)) == (MAX_WAITING, 2)
+
+
+def test_a_client_that_has_left_is_explained_no_further(explained, monkeypatch):
+    """Else a few that ask and leave would take the one thread from everybody, for ten seconds each."""
+    begun, left = threading.Event(), threading.Event()
+    served, explain = explained.plane.find("toy"), explained.plane.explain
+    run, calls = served.session.run_until_told, []
+
+    def held(tensors, options):
+        calls.append(len(tensors["x"]))
+        begun.set()
+        assert left.wait(20)
+        return run(tensors, options)
+
+    monkeypatch.setattr(served.session, "run_until_told", held)
+
+    def asking(number, gone):
+        departed.set(gone)  # in the context that the task copies
+        return asyncio.create_task(explain(served, {"x": np.full((1, 4), number, np.float32)}, Options()))
+
+    async def ask_and_leave():
+        asked = [asking(number, left.is_set) for number in (7.5, 7.25)]
+        stays = asking(7.125, lambda: False)
+        assert await asyncio.to_thread(begun.wait, 20)
+        left.set()
+        return await asyncio.gather(*asked, stays, return_exceptions=True)
+
+    computing, waiting, answer = contextvars.copy_context().run(asyncio.run, ask_and_leave())
+    assert isinstance(computing, Departed)
+    assert isinstance(waiting, Departed)
+    assert isinstance(answer, bytes)
+    whole = len(calls)
+    again = ask(explained, [[7.5] * 4])  # nothing of what was given up is remembered
+    assert again.json()["explanations"][0]["permutations"] == 32
+    each = len(calls) - whole
+    assert whole < 2 * each, "of two that left one was begun, and ended"
 
 
 def test_rows_are_asked_alone_where_they_depend_on_each_other(explained, monkeypatch):
