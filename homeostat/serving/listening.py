@@ -29,7 +29,7 @@ def bind_all(settings: Settings) -> list[socket.socket]:
 def _bind(host: str, port: int, variable: str, backlog: int = 0) -> socket.socket:
     """Return a bound socket, which listens if there is a backlog.
 
-    Raises ConfigError when the host is no address or the port is taken.
+    Raises ConfigError when the host is no address, or none of this machine, or the port cannot be had.
     """
     address = parse_host(host)
     family = socket.AF_INET6 if address.version == 6 else socket.AF_INET
@@ -42,7 +42,9 @@ def _bind(host: str, port: int, variable: str, backlog: int = 0) -> socket.socke
     except OSError as error:
         bound.close()
         if error.errno not in (errno.EADDRINUSE, errno.EACCES):
-            raise
+            raise ConfigError(
+                f"HOMEOSTAT_HOST={host}: {error.strerror}; use an address of this machine, or 0.0.0.0 for all"
+            ) from error
         why = "is taken" if error.errno == errno.EADDRINUSE else "is not open to this user"
         raise ConfigError(f"port {port} on {address} {why}; set {variable} to another one") from error
     return bound

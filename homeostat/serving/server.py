@@ -34,6 +34,7 @@ from homeostat.serving.jsonlog import log_to_stderr
 from homeostat.serving.listening import BACKLOG, bind_all
 from homeostat.serving.metrics import Metrics
 from homeostat.serving.observer import Observer
+from homeostat.serving.occupancy import occupy
 from homeostat.serving.operators import Operators
 from homeostat.serving.post import Post
 from homeostat.serving.repository import Repository
@@ -126,9 +127,10 @@ def serve(settings: Settings, post: Post) -> None:
     place = settings.home / "serving" / "workers" / "killers.json"
     killers = Killers(place)
     killers.read()
+    lock = None if post.listening else occupy(settings.home)
     listening = post.listening or bind_all(settings)
     if not post.listening:
-        post.announce(listening, settings.workers, place)
+        post.announce(listening, settings.workers, place, lock)
     bound, bound_grpc = listening[0], listening[1] if len(listening) > 1 else None
     http_connections, grpc_connections = allow_connections(settings.max_connections, grpc=bound_grpc is not None)
     connections = Connections(http_connections)

@@ -66,6 +66,7 @@ class Supervisor:
         self._environment = {**os.environ, **environment}
         self._listening: list[socket.socket] = []
         self._wanted = 1
+        self._lock: int | None = None
         self._killers: Killers | None = None
         self._served = False
         """Whether any worker has been ready: what fails after that may pass."""
@@ -102,6 +103,8 @@ class Supervisor:
             self._selector.close()
             for end in (woken, wake, *self._listening):
                 end.close()
+            if self._lock is not None:
+                os.close(self._lock)
         return self._code or 0
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
@@ -149,12 +152,15 @@ class Supervisor:
         if heard is None:
             self._bury(worker)
             return
-        messages, listening = heard
+        messages, descriptors = heard
         for message in messages:
             if message.get("ready"):
                 self._served = True
             else:
-                self._listening, self._wanted = listening, message["workers"]
+                if message.get("locked"):
+                    self._lock = descriptors.pop()  # of HOME; closed when this process ends
+                self._listening = [socket.socket(fileno=one) for one in descriptors]
+                self._wanted = message["workers"]
                 self._killers = Killers(Path(message["killers"]))
                 self._due |= dict.fromkeys(range(1, self._wanted), 0.0)
 
@@ -190,6 +196,7 @@ class Supervisor:
 
     def _stop(self, number: int) -> None:
         if self._deadline is None:
+            number = signal.SIGTERM  # also for Ctrl-C, which would have one that still starts print where it is
             self._deadline = time.monotonic() + STOP_SECONDS
             for one in self._listening:
                 one.close()  # or clients would wait for a server that does not come back

@@ -15,6 +15,7 @@ from collections import deque
 from dataclasses import dataclass
 from pathlib import Path
 
+from homeostat.errors import ConfigError
 from homeostat.serving.capture.writer import ACK, KEY, UNWRITABLE, frame
 
 log = logging.getLogger(__name__)
@@ -86,8 +87,14 @@ class Recorder:
         self._thread = threading.Thread(target=self._feed, name="capture", daemon=True)
 
     def start(self) -> None:
-        """Start the writer and the thread that feeds it."""
-        self.path.parent.mkdir(parents=True, exist_ok=True)
+        """Start the writer and the thread that feeds it; raises ConfigError when its folder cannot be made."""
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigError(
+                f"{self.path.parent}, the folder of captured traffic, cannot be made: {error.strerror}; "
+                "set HOMEOSTAT_TRAFFIC to a file in a folder that this user may write"
+            ) from error
         self._spawn()
         self._thread.start()
 

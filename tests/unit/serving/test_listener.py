@@ -10,6 +10,7 @@ import pytest
 from homeostat.errors import ConfigError
 from homeostat.serving.access.authorization import Access
 from homeostat.serving.grpc.listener import GrpcListener
+from homeostat.serving.listening import bind_all
 from homeostat.settings import Settings
 
 
@@ -52,3 +53,8 @@ def test_stop_ends_a_server_that_is_still_starting(zoo) -> None:
     with shared() as again:
         again.bind(place)
         again.listen()
+
+
+def test_an_address_of_another_machine_is_an_error_that_names_the_setting(tmp_path) -> None:
+    with pytest.raises(ConfigError, match=r"HOMEOSTAT_HOST=203\.0\.113\.1: Cannot assign .*an address of this machine"):
+        bind_all(Settings(home=tmp_path, host="203.0.113.1", port=0))

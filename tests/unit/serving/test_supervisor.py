@@ -87,6 +87,24 @@ time.sleep(60)
     assert "hangs and is killed" in caplog.text
 
 
+def test_ctrl_c_ends_a_worker_that_still_starts_without_a_traceback(run, tmp_path, capfd):
+    script = """
+open(os.environ["PLACE"] + "/started", "w").close()
+time.sleep(60)
+"""
+
+    def interrupt():
+        while not (tmp_path / "started").exists():
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    thread = threading.Thread(target=interrupt)
+    thread.start()
+    assert run(script) == 0
+    thread.join()
+    assert capfd.readouterr().err == ""
+
+
 @pytest.mark.parametrize("missing", ["uvicorn", "homeostat.serving.server"])
 def test_a_worker_without_the_extra_says_what_to_install(monkeypatch, capsys, missing):
     ours, theirs = socket.socketpair()
