@@ -107,14 +107,14 @@ def _version_cell(standing: dict[str, Any] | None, *, since: bool = True) -> str
 
 def _last_lines(status: dict[str, Any]) -> list[str]:
     lines = []
-    for title, name in (("last verdict", "last_verdict"), ("last drift report", "last_drift")):
+    for title, name in (("verdict", "last_verdict"), ("drift report", "last_drift")):
         entry = status[name]
         if entry is None:
             lines.append(f"{status['model']}: no {title} yet")
             continue
         kind = entry["evidence"].get("verdict") or entry["evidence"].get("kind")
         said = f"{kind}: {entry['reason']}" if isinstance(kind, str) else entry["reason"]
-        lines.append(f"{status['model']}: {title} {short_time(entry['time'])}: {said}")
+        lines.append(f"{status['model']}: last {title} {short_time(entry['time'])}: {said}")
     return lines
 
 

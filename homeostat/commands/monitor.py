@@ -95,7 +95,7 @@ def _print(found: Monitoring) -> None:
     window = found.window
     click.secho(_wrapped(words.headline(found)), bold=True, fg=COLORS[found.conclusion])
     title = f"{found.model} v{found.version}, {words.day(window.start)} to {words.day(window.end)} UTC: "
-    click.echo(_wrapped(f"{title}{window.rows:,} rows, {window.labelled:,} labelled."))
+    click.echo(_wrapped(f"{title}{words.rows(window.rows)}, {window.labelled:,} labelled."))
     click.echo()
     for answer in words.answers(found, (), ())[:-1]:
         click.echo(_wrapped(f"{answer.question} {answer.text}"))

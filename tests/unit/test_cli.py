@@ -108,7 +108,7 @@ def test_status_as_a_table(store):
     assert "v1 00000000" in shown
     assert "last verdict" in shown
     assert "hold: gain" in shown
-    assert "no last drift report yet" in shown
+    assert "no drift report yet" in shown
 
 
 def test_promote_rollback_history_and_champion(store, home):

@@ -104,6 +104,7 @@ def window_page(
         decisions=_decisions(decisions),
         reports=sorted(Path(path).name for path in monitoring.reports),
         day=words.day,
+        rows=words.rows,
         clip=words.clip,
         sentence=words.sentence,
         geometry=charts,

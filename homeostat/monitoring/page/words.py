@@ -104,6 +104,11 @@ def number(value: float, form: str = ".3g") -> str:
     return format(value, form) if math.isfinite(value) else "unknown"
 
 
+def rows(many: int) -> str:
+    """Return a number of rows, in words."""
+    return f"{many:,} row{'' if many == 1 else 's'}"
+
+
 def interval(value: Interval) -> str:
     """Return value and interval."""
     found = number(value.value)
@@ -251,7 +256,10 @@ def _hurts(monitoring: Monitoring) -> str:
     if labels is not None:
         seen = interval(labels.loss)
         loss = "no new labels in this window" if seen == "unknown" else f"loss {seen}"
-        return f"Labels say no: {loss}, tolerated {labels.tolerated:.3g}; {labels.labels:,} labels counted."
+        said = f"{loss}, tolerated {labels.tolerated:.3g}; {labels.labels:,} labels counted"
+        if labels.loss.high > labels.tolerated:
+            return f"No sign of it so far, but too few labels to rule it out: {said}."
+        return f"Labels say no: {said}."
     guess = monitoring.estimate
     known = f" Estimated {clip(guess.metric)} {number(guess.value)}." if guess is not None and guess.shown else ""
     return f"Unknown: no label has been counted.{known}"

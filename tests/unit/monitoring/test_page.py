@@ -19,6 +19,7 @@ from homeostat.monitoring.document import read_monitoring, write_monitoring
 from homeostat.monitoring.page import Bins, bin_columns, window_page
 from homeostat.monitoring.page.charts import histogram, nice
 from homeostat.monitoring.page.words import clip, count, detector, odds, span
+from homeostat.records import Interval
 from tests.windows import CASES, HOSTILE, Case, column, harm, harmful, harmless, healthy, look, tiny, wide
 
 VOID = {"meta", "br", "img", "link", "input"}
@@ -112,6 +113,15 @@ def test_drift_without_harm_says_which_columns_since_when_and_what_was_done():
     assert "Drift since the window that began 9 Mar 2026 00:00 UTC." in said
     assert "Evidence of change in ward: 18,000:1" in said
     assert "Verdict: hold, 11 Mar 2026 01:00 UTC: drift does no harm" in said
+
+
+def test_few_labels_do_not_say_that_nothing_hurts():
+    case = healthy()
+    loss = Interval(0.05, 0.001, 0.6)
+    few = replace(case.window, harm=tuple(replace(one, loss=loss, labels=2) for one in case.window.harm))
+    said = words_of(replace(case, window=few))
+    assert "No sign of it so far, but too few labels to rule it out: loss 0.05 (0.001 to 0.6)" in said
+    assert "Labels say no" not in said
 
 
 def test_harm_says_how_much_where_and_since_when():
