@@ -17,6 +17,7 @@ from homeostat.records import (
     Evaluation,
     Export,
     FoundSlices,
+    Leakage,
     Lineage,
     TrainedModel,
     Validation,
@@ -45,9 +46,20 @@ def _data(dataset: DatasetRecord, validation: Validation) -> str:
     rows = _table(("part", "rows"), dataset.rows.items())
     origin = f"Rows: {sources}.\n\n" if sources else ""
     return (
-        f"{origin}{rows}\n\nSplit once, with a seed, without leakage: the test part was used for the figures "
+        f"{origin}{rows}\n\nSplit once, with a seed; the test part was used for the figures "
         f"above alone. The data passed {validation.checks} checks of its contract ({validation.contract_from})."
     )
+
+
+def _leakage(found: Leakage) -> str:
+    lines = [f"- {leak.check}: {leak.where} {leak.finding}" for leak in found.leaks]
+    text = "Found, and let pass:\n\n" + "\n".join(lines) if lines else "Nothing was found."
+    text += f"\n\n{found.columns} of {found.of_columns} input columns were held against the target"
+    if found.strongest_score is not None:
+        text += f"; {found.strongest} predicts it best alone (score {found.strongest_score:.3f}; 0 a guess, 1 no error)"
+    shares = ", ".join(f"{part} {share:.1%}" for part, share in found.duplicates.items())
+    text += "." + (f" Rows whose inputs a training row has too: {shares}." if shares else "")
+    return text + "".join(f" {note[0].upper()}{note[1:]}." for note in found.notes)
 
 
 def _figures(evaluation: Evaluation) -> str:
@@ -153,6 +165,7 @@ def model_card(
         ("Figures", _figures(evaluation)),
         *([("Slices", _found(found))] if found else []),
         ("Data", _data(dataset, validation)),
+        *([("Leakage", _leakage(validation.leakage))] if validation.leakage else []),
         ("Candidates", _candidates(config, compression)),
         ("Gates passed", gates or "none"),
         ("Limits", _limits(config, compression)),

@@ -19,6 +19,7 @@ MAX_DAYS = 3650
 """The longest time span."""
 CandidateName = Literal["fp32", "dynamic_int8", "static_int8", "pruned"]
 GuardName = Literal["errors", "latency", "disagreement", "contract", "labels"]
+LeakAction = Literal["block", "warn", "off"]
 Strategy = Literal["direct", "shadow", "canary", "shadow+canary"]
 
 
@@ -47,6 +48,23 @@ class Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
 
+class LeakageConfig(Section):
+    """What is looked for between split and training: "block" stops the flow, "warn" goes on and says so."""
+
+    target: LeakAction = Field("block", description="an input column that holds the target, as it is or recoded")
+    predictor: LeakAction = Field("warn", description="an input column that predicts the target almost alone")
+    predictor_score: Fraction = Field(
+        0.97, description="cross-validated score of one column, from 0 (a guess) to 1 (no error), at which it is named"
+    )
+    duplicates: LeakAction = Field("warn", description="held-out rows whose inputs stand in a training row too")
+    duplicates_share: float = Field(0.01, ge=0, lt=1, description="of a held-out part's rows; more are named")
+    entities: LeakAction = Field("block", description="an id in two parts")
+    time_order: LeakAction = Field(
+        "warn", description='training rows later than the oldest test row, with split = "time"'
+    )
+    later_columns: LeakAction = Field("warn", description="an input column of moments later than the row's own time")
+
+
 class DataConfig(Section):
     """How rows are split, and how far new data may leave the contract."""
 
@@ -61,6 +79,7 @@ class DataConfig(Section):
     null_slack: Fraction = Field(0.05, description="how much larger a column's null share may become")
     mostly: Fraction = Field(0.95, description="share of rows that must be in range")
     min_rows: int = Field(50, ge=10, description="fewer rows than this stop the flow")
+    leakage: LeakageConfig = LeakageConfig()
 
     @model_validator(mode="after")
     def _leaves_training_rows(self) -> DataConfig:

@@ -67,6 +67,46 @@ class DatasetRecord:
     """Rows of each part that come from traffic: its last ones."""
 
 
+LeakCheck = Literal["target", "predictor", "duplicates", "entities", "time_order", "later_columns"]
+
+
+@dataclass(frozen=True)
+class Leak:
+    """A way in which the answer may reach the model, or the held-out figures, before it should."""
+
+    check: LeakCheck
+    where: str
+    """The column, or the part of the split."""
+    finding: str
+    remedy: str
+    value: float
+    """Share of rows that it concerns; for `predictor` the score of the column, from 0 (a guess) to 1."""
+    blocks: bool
+
+    def __str__(self) -> str:
+        """One line for people."""
+        return f"{self.where}: {self.finding}; {self.remedy}"
+
+
+@dataclass(frozen=True)
+class Leakage:
+    """What was looked for between the split and the training, and what was found."""
+
+    leaks: tuple[Leak, ...]
+    columns: int
+    """Input columns that were held against the target."""
+    of_columns: int
+    rows: int
+    """Training rows, of which the columns were held against a sample where there are many."""
+    strongest: str = ""
+    """The column that predicts the target best alone; empty when none was scored."""
+    strongest_score: float | None = None
+    duplicates: dict[str, float] = field(default_factory=dict)
+    """Part -> share of its rows whose inputs stand in a training row too."""
+    notes: tuple[str, ...] = ()
+    """What was not looked for, and why."""
+
+
 @dataclass(frozen=True)
 class Validation:
     """What the data contract says of a dataset that passed it."""
@@ -79,6 +119,7 @@ class Validation:
     checks: int
     contract_from: str
     """`inferred`, or the version whose contract was applied, such as `v3`; `... with contract.toml`."""
+    leakage: Leakage | None = None
 
 
 @dataclass(frozen=True)

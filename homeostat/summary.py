@@ -47,6 +47,7 @@ def summarize(
     fp32 = next(c for c in compression.candidates if c.name == "fp32").onnx.bytes
     kilobytes = exported.onnx.bytes / 1000
     parts = ", ".join(f"{part} {rows}" for part, rows in data.rows.items())
+    leaks = "" if validation.leakage is None else f", {len(validation.leakage.leaks) or 'no'} leaks found"
     compared = evaluation.comparison
     against = (
         f"; v{compared.champion_version} {compared.champion:.4f} on the same {compared.rows} rows" if compared else ""
@@ -57,7 +58,7 @@ def summarize(
         "role": deployed.role,
         "figures": {
             "prepare": f"{sum(data.rows.values())} rows: {parts}",
-            "validate": f"{validation.checks} checks passed, contract {validation.contract_from}",
+            "validate": f"{validation.checks} checks passed, contract {validation.contract_from}{leaks}",
             "train": f"{trained.epochs} epochs, {trained.parameters} parameters, {trained.device}",
             "compress": f"{compression.winner}: {kilobytes:.1f} kB, {fp32 / exported.onnx.bytes:.1f}x under fp32",
             "export": f"{len(exported.gates)} gates passed: {', '.join(gate.name for gate in exported.gates)}",

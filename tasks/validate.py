@@ -1,5 +1,6 @@
-"""validate: hold the data against the champion's contract, or against one inferred from the training rows."""
+"""validate: hold the data against its contract, the champion's or one inferred, and look for leakage."""
 
+from dataclasses import replace
 from pathlib import Path
 
 from homeostat.bundle import load_public_key, open_bundle
@@ -12,7 +13,8 @@ from tasks.stage import open_project, stage
 
 @stage(minutes=30)
 def validate(run: RunRef, data: DatasetRecord) -> Validation:
-    """Return the contract and the profile; raises DataInvalid naming columns, counts and examples."""
+    """Return the contract, the profile and the leaks let pass; raises DataInvalid naming columns, counts, examples."""
+    from homeostat.data.leakage import check_leakage, leakage_metrics
     from homeostat.data.suite import check_columns
     from homeostat.data.suite import validate as validate_data
 
@@ -26,7 +28,10 @@ def validate(run: RunRef, data: DatasetRecord) -> Validation:
     folder = Path(run.workspace) / "validation"
     try:
         edits = find_project(run.project, at.settings.root).with_name("contract.toml")
-        return validate_data(at.project, at.config, data, Path(run.workspace), applied, edits)
+        validation = validate_data(at.project, at.config, data, Path(run.workspace), applied, edits)
+        leakage = check_leakage(at.config, data, Path(run.workspace))
     finally:
         if folder.is_dir():
             at.registry.log_folder(run, folder, "validation")
+    at.registry.log_metrics(run, leakage_metrics(leakage))
+    return replace(validation, leakage=leakage)

@@ -295,8 +295,14 @@ def test_bad_data_stops_before_training(champion: ServerProcess, monkeypatch: py
                 values[:, 0] = float("nan")
         return replace(data, inputs=inputs)
 
+    def leaking(self: object) -> object:
+        data = original(self)
+        inputs = {name: values.copy() for name, values in data.inputs.items()}
+        inputs["x"][:, 0] = data.target
+        return replace(data, inputs=inputs)
+
     monkeypatch.setattr("homeostat.training.fit.train", lambda *_: pytest.fail("trained on bad data"))
-    for bad, words in ((one_class, "class"), (half_nan, "NaN")):
+    for bad, words in ((one_class, "class"), (half_nan, "NaN"), (leaking, "is equal to the target")):
         monkeypatch.setattr(project, "load_data", bad)
         with pytest.raises(DataInvalid, match=words):
             lifecycle(NAME)

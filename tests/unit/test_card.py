@@ -21,6 +21,8 @@ from homeostat.records import (
     Gate,
     Interval,
     Latency,
+    Leak,
+    Leakage,
     Lineage,
     TrainedModel,
     Validation,
@@ -94,3 +96,17 @@ def test_found_slices(records):
     assert "| age >= 61 and bmi <= 22 | 84 | 0.31 | 0.12 | 0.0013 |" in card
     records["evaluation"] = replace(records["evaluation"], found_slices=FoundSlices((), 0, "not enough rows"))
     assert "No slice was found on which it errs more: not enough rows." in model_card(**records)
+
+
+def test_leakage(records):
+    leak = Leak(
+        "predictor", "column 'closed'", "predicts the target almost alone (score 0.990)", "leave it out", 0.99, False
+    )
+    found = Leakage((leak,), 30, 30, 1000, "column 'closed'", 0.99, {"test": 0.125}, ("entities is off",))
+    records["validation"] = replace(records["validation"], leakage=found)
+    card = model_card(**records)
+    assert "## Leakage\n\nFound, and let pass:\n\n- predictor: column 'closed' predicts the target almost alone" in card
+    assert "30 of 30 input columns were held against the target; column 'closed' predicts it best alone" in card
+    assert "Rows whose inputs a training row has too: test 12.5%. Entities is off." in card
+    records["validation"] = replace(records["validation"], leakage=Leakage((), 1, 1, 10))
+    assert "## Leakage\n\nNothing was found.\n\n1 of 1 input columns" in model_card(**records)
