@@ -275,6 +275,12 @@ class MonitorConfig(Section):
         0.02, ge=0, le=1, description="p-value methods: distance of distributions under which a change is a trifle"
     )
     distance: float = Field(0.2, gt=0, description="distance methods: a column drifts at or above this")
+    outlier_rate: float = Field(
+        0.1,
+        ge=0,
+        lt=1,
+        description="of single requests named as outliers, the share that are none; 0: none is looked for",
+    )
     reference_rows: int = Field(5_000, ge=100, le=100_000, description="rows of the reference kept with the version")
     harm_run_length: int = Field(
         20_000, ge=100, le=10**9, description="labels to a false alarm of harm, on average and at least"

@@ -507,6 +507,37 @@ class Skew:
     conclusive: bool = True
 
 
+@dataclass(frozen=True)
+class Outlier:
+    """One row of a request that is unlike those that the version knows."""
+
+    request_id: str
+    row: int
+    """In its request."""
+    score: float
+    p_value: float
+    columns: tuple[str, ...] = ()
+    """Its most unusual columns, with value and usual range; empty for tensors."""
+
+
+@dataclass(frozen=True)
+class Outliers:
+    """What scoring the rows of a window by themselves found; `reason` is one sentence for people."""
+
+    method: str
+    """isolation forest or reconstruction; empty when nothing was scored."""
+    rate: float
+    """False discovery rate: of the rows named, so many at most are no outliers, on average."""
+    scored: int
+    of_rows: int
+    flagged: int
+    least: int
+    """Fewer outliers than this among the rows scored may go unnamed, however far out they are."""
+    worst: tuple[Outlier, ...]
+    """The first 20 of those named, the strangest first."""
+    reason: str
+
+
 Conclusion = Literal["healthy", "drift", "harm", "inconclusive"]
 
 
@@ -544,3 +575,5 @@ class Monitoring:
     """Rules of the version's contract that rows of the window break, the broken ones first."""
     skew: Skew | None = None
     """Requests of the window replayed through the training-side code."""
+    outliers: Outliers | None = None
+    """Single requests unlike the reference; None when they are not looked for."""

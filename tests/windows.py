@@ -20,6 +20,8 @@ from homeostat.records import (
     LabelDelay,
     LedgerEntry,
     Monitoring,
+    Outlier,
+    Outliers,
     Skew,
     SkewFinding,
     Violation,
@@ -98,6 +100,18 @@ CHANGES = (
 )
 
 
+OUTLIERS = Outliers(
+    "isolation forest",
+    0.1,
+    2150,
+    2150,
+    1,
+    6,
+    (Outlier("visit-17", 0, 1.9, 2.7e-4, ("age 412, mostly 19 to 93", "ward Z, 0.0% of the reference")),),
+    "1 of 2,150 requests' rows are unlike the reference; at most 10% of those named are none, on average",
+)
+
+
 def bins(shift: float, seed: int = 0) -> Bins:
     rng = np.random.default_rng(seed)
     edges = np.linspace(-3, 3, 13)
@@ -126,6 +140,7 @@ def look(number: int, **fields) -> Monitoring:
         delay=DELAY,
         estimate=Estimate("accuracy", 0.905, True, 0.011, 0.019, "error 0.011, of the constant 0.019, 12 windows"),
         changes=CHANGES,
+        outliers=OUTLIERS,
         skew=Skew(100, 100, 0, (), "100 requests replayed: equal features and equal answers"),
         reports=("/x/drift.json", "/x/drift.html"),
     )

@@ -29,6 +29,8 @@ def figures(monitoring: Monitoring) -> dict[str, float]:
     }
     if monitoring.skew is not None and monitoring.skew.conclusive:
         out |= {"skew/requests": monitoring.skew.requests, "skew/skewed": monitoring.skew.skewed}
+    if monitoring.outliers is not None and monitoring.outliers.scored:
+        out["monitor/outlier_share"] = monitoring.outliers.flagged / monitoring.outliers.scored
     for column in monitoring.columns:
         key = _free("drift/" + _key(column.column), out).removeprefix("drift/")
         out |= _known(
@@ -74,6 +76,7 @@ def summary(monitoring: Monitoring) -> str:
         *[f"- fault: {_cell(fault)}" for fault in monitoring.faults],
         *[f"- contract: {_cell(str(one))}" for one in monitoring.violations if one.broken],
         *([f"- skew: {_cell(monitoring.skew.reason)}"] if monitoring.skew and monitoring.skew.skewed else []),
+        *([f"- outliers: {_cell(monitoring.outliers.reason)}"] if monitoring.outliers else []),
         *[f"- note: {_cell(note)}" for note in monitoring.notes],
     ]
     if monitoring.columns:

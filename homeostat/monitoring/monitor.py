@@ -19,6 +19,7 @@ from homeostat.monitoring.drift import Drift, find_drift
 from homeostat.monitoring.evidence import Evidence
 from homeostat.monitoring.figures import figures, summary
 from homeostat.monitoring.labels import look_at_labels
+from homeostat.monitoring.outliers import find_outliers
 from homeostat.monitoring.performance import MIN_LABELLED, beside_predecessor, latency, live_quality, usable_labels
 from homeostat.monitoring.reference import Reference, load_reference
 from homeostat.monitoring.reports import quality_report
@@ -138,6 +139,7 @@ def monitor(
         changes=labels.changes,
         violations=violations,
         skew=check_skew(project, expected.columns, onnx, rows, version=version, seed=seed),
+        outliers=find_outliers(project, expected, rows, config.monitor.outlier_rate, seed),
     )
     return found, Evidence(now, labels.state, drift.state).to_json()
 

@@ -99,6 +99,8 @@ def window_page(
         rules=[(one.broken, words.rule(one)) for one in monitoring.violations[:RULES]],
         replay=words.replay(monitoring),
         skewed=[words.skewed(one) for one in (monitoring.skew.findings[:RULES] if monitoring.skew else ())],
+        outliers=words.sentence(monitoring.outliers.reason) if monitoring.outliers else "",
+        outlying=[words.outlier(one) for one in (monitoring.outliers.worst if monitoring.outliers else ())],
         figures=figure_rows(monitoring),
         labels=label_rows(monitoring),
         decisions=_decisions(decisions),

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
 from homeostat.monitoring.drift import COLUMNS, P_VALUE_METHODS
-from homeostat.records import ColumnDrift, Harm, Interval, LedgerEntry, Monitoring, SkewFinding, Violation
+from homeostat.records import ColumnDrift, Harm, Interval, LedgerEntry, Monitoring, Outlier, SkewFinding, Violation
 
 ALL = "all"
 MARKS = {"healthy": "✓", "drift": "▲", "harm": "✕", "inconclusive": "?"}
@@ -237,6 +237,12 @@ def skewed(finding: SkewFinding) -> str:
     """Return one difference between serving and replay."""
     where = f"request {clip(finding.request_id, 60)} row {finding.row}: {finding.kind} {clip(finding.column, 60)}"
     return f"{where} was {clip(str(finding.served), 40)}, replayed {clip(str(finding.replayed), 40)}"
+
+
+def outlier(found: Outlier) -> str:
+    """Return one request unlike the others, and what is unusual of it."""
+    what = "; ".join(clip(one, 120) for one in found.columns) or f"score {found.score:.4g}"
+    return f"request {clip(found.request_id, 60)} row {found.row}: {what} (p = {found.p_value:.2g})"
 
 
 def rule(violation: Violation) -> str:

@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 from homeostat.monitoring.figures import figures, summary
-from homeostat.records import ColumnDrift, Estimate, Harm, Interval, LabelDelay, Monitoring, Window
+from homeostat.records import ColumnDrift, Estimate, Harm, Interval, LabelDelay, Monitoring, Outliers, Window
 
 WINDOW = Window("toy", "2026-03-01T00:00:00+00:00", "2026-03-02T00:00:00+00:00", 500, 400, "")
 LOSS = Interval(0.3, 0.25, 0.35)
@@ -69,3 +69,10 @@ def test_summary_of_an_abstaining_estimate_gives_no_value():
     said = summary(replace(SEEN, estimate=estimate, harm=()))
     assert "not shown: no better than a constant" in said
     assert "- all" not in said
+
+
+def test_the_share_of_outliers():
+    found = Outliers("isolation forest", 0.1, 200, 400, 5, 1, (), "5 of 200 are unlike")
+    assert figures(replace(SEEN, outliers=found))["monitor/outlier_share"] == 0.025
+    assert "- outliers: 5 of 200 are unlike" in summary(replace(SEEN, outliers=found))
+    assert "monitor/outlier_share" not in figures(replace(SEEN, outliers=replace(found, scored=0)))

@@ -115,6 +115,13 @@ def test_drift_without_harm_says_which_columns_since_when_and_what_was_done():
     assert "Verdict: hold, 11 Mar 2026 01:00 UTC: drift does no harm" in said
 
 
+def test_single_requests_are_listed_with_what_is_unusual_of_them():
+    said = words_of(healthy())
+    assert "1 of 2,150 requests' rows are unlike the reference" in said
+    assert "request visit-17 row 0: age 412, mostly 19 to 93; ward Z, 0.0% of the reference (p = 0.00027)" in said
+    assert "Fewer than 6 among them may go unnamed" in said
+
+
 def test_few_labels_do_not_say_that_nothing_hurts():
     case = healthy()
     loss = Interval(0.05, 0.001, 0.6)
