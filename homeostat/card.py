@@ -16,7 +16,9 @@ from homeostat.records import (
     DatasetRecord,
     Evaluation,
     Export,
+    Fairness,
     FoundSlices,
+    Interval,
     Leakage,
     Lineage,
     TrainedModel,
@@ -25,6 +27,14 @@ from homeostat.records import (
 
 DESCRIPTION_LIMIT = 5000
 """Characters that MLflow's database keeps of a description."""
+
+
+VERDICTS = {
+    "": "",
+    "within": "; within `gate.max_group_gap`",
+    "over": "; **over `gate.max_group_gap`**",
+    "inconclusive": "; too few rows to say whether it is within `gate.max_group_gap`",
+}
 
 
 def _cell(value: object) -> str:
@@ -86,6 +96,22 @@ def _found(found: FoundSlices) -> str:
     rows = [(s.words, s.rows, f"{s.error:.4g}", f"{s.rest:.4g}", f"{s.p_value:.2g}") for s in found.slices]
     table = _table(("it errs more where", "rows", "error", "elsewhere", "p"), rows)
     return f"{table}\n\nProposed by validation and calibration part, tested on the test part: {found.reason}."
+
+
+def _fairness(fairness: tuple[Fairness, ...]) -> str:
+    return "\n\n".join(map(_attribute, fairness))
+
+
+def _attribute(found: Fairness) -> str:
+    def shown(rate: Interval | None) -> str:
+        return "-" if rate is None else f"{rate.value:.3f} ({rate.low:.3f} to {rate.high:.3f})"
+
+    rates = list(dict.fromkeys(rate for group in found.groups for rate in group.rates))
+    rows = [(group.group, group.labelled, *(shown(group.rates.get(rate)) for rate in rates)) for group in found.groups]
+    head = (_cell(found.attribute), "rows", *(rate.replace("_", " ") for rate in rates))
+    gaps = [f"- {_cell(gap)}{VERDICTS[gap.verdict]}" for gap in found.gaps]
+    notes = [f"- {_cell(note)}" for note in found.notes]
+    return "\n\n".join(filter(None, (_table(head, rows) if rows else "", "\n".join(gaps + notes))))
 
 
 def _latency(candidate: Candidate) -> str:
@@ -164,6 +190,7 @@ def model_card(
         ("What it is", f"{about}\n\n{facts}"),
         ("Figures", _figures(evaluation)),
         *([("Slices", _found(found))] if found else []),
+        *([("Fairness", _fairness(evaluation.fairness))] if evaluation.fairness else []),
         ("Data", _data(dataset, validation)),
         *([("Leakage", _leakage(validation.leakage))] if validation.leakage else []),
         ("Candidates", _candidates(config, compression)),

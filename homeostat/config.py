@@ -164,6 +164,18 @@ class GateConfig(Section):
 
     min_metric: float | None = Field(None, description="primary metric must be at least this (accuracy, r2, ...)")
     max_metric: float | None = Field(None, description="primary metric must be at most this (rmse, mae, ...)")
+    sensitive: tuple[str, ...] = Field(
+        (),
+        max_length=10,
+        strict=False,
+        description="slices that are groups of people, whose figures are held beside each other",
+    )
+    max_group_gap: float | None = Field(
+        None, gt=0, description="a gap of groups that is certainly larger refuses a version; default: reported only"
+    )
+    group_gap: Literal["error", "demographic_parity", "equalized_odds"] = Field(
+        "error", description="the gap that max_group_gap limits"
+    )
     bootstrap: int = Field(1000, ge=200, le=100_000, description="resamples for each interval")
     confidence: Fraction = 0.95
 

@@ -235,6 +235,51 @@ class FoundSlices:
 
 
 @dataclass(frozen=True)
+class GroupFigures:
+    """One group of people."""
+
+    group: str
+    rows: int
+    labelled: int
+    rates: dict[str, Interval] = field(default_factory=dict)
+    """error and, of two classes, selection_rate, true_positive_rate and false_positive_rate; no rate of few rows."""
+
+
+@dataclass(frozen=True)
+class Gap:
+    """How far the two groups that are farthest apart are; the interval holds for all pairs together."""
+
+    metric: str
+    """error, demographic_parity or equalized_odds."""
+    label: str
+    """The class, of more than two."""
+    high: str
+    low: str
+    value: Interval
+    verdict: Literal["", "within", "over", "inconclusive"] = ""
+    """Against gate.max_group_gap; empty where it sets no limit."""
+
+    def __str__(self) -> str:
+        """One line for people."""
+        of = f" of class {self.label}" if self.label else ""
+        ends = f"{self.value.low:.3g} to {self.value.high:.3g}"
+        return (
+            f"{self.metric.replace('_', ' ')}{of}: {self.value.value:.3g} ({ends}) between {self.high} and {self.low}"
+        )
+
+
+@dataclass(frozen=True)
+class Fairness:
+    """The groups of one sensitive attribute."""
+
+    attribute: str
+    groups: tuple[GroupFigures, ...] = ()
+    gaps: tuple[Gap, ...] = ()
+    notes: tuple[str, ...] = ()
+    """What was left out, and why."""
+
+
+@dataclass(frozen=True)
 class Evaluation:
     """Final figures on the test part."""
 
@@ -244,6 +289,7 @@ class Evaluation:
     plots: tuple[Artifact, ...]
     comparison: Comparison | None = None
     found_slices: FoundSlices | None = None
+    fairness: tuple[Fairness, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -577,3 +623,5 @@ class Monitoring:
     """Requests of the window replayed through the training-side code."""
     outliers: Outliers | None = None
     """Single requests unlike the reference; None when they are not looked for."""
+    fairness: tuple[Fairness, ...] = ()
+    """Groups of each sensitive attribute among this window's rows."""

@@ -13,6 +13,7 @@ import numpy as np
 from homeostat.config import ProjectConfig
 from homeostat.dataset import Array, Dataset, read_artifact
 from homeostat.errors import DataInvalid, GateFailed
+from homeostat.evaluation.fairness import check_gap, check_sensitive, group_figures
 from homeostat.evaluation.found_slices import slices_of_graph
 from homeostat.evaluation.metrics import (
     higher_is_better,
@@ -23,11 +24,11 @@ from homeostat.evaluation.metrics import (
     read_answers,
 )
 from homeostat.evaluation.paired import gain_interval, metric_intervals
-from homeostat.evaluation.slices import slice_table
+from homeostat.evaluation.slices import declared_slices, slice_table
 from homeostat.evaluation.weighted import weighted_metrics
 from homeostat.inference import predict
 from homeostat.project import Project
-from homeostat.records import Artifact, Comparison, DatasetRecord, Evaluation, Interval
+from homeostat.records import Artifact, Comparison, DatasetRecord, Evaluation, Fairness, Interval
 
 log = logging.getLogger(__name__)
 
@@ -44,8 +45,9 @@ def evaluate(
 
     Writes a plot, a table of slices if the project has any, and the slices that validation and
     calibration part propose and the test part confirms, to workspace/evaluation. Raises
-    GateFailed when answers are no probabilities or not finite, or the primary metric misses
-    gate.min_metric or gate.max_metric; ConfigError when the primary metric is not measured.
+    GateFailed when answers are no probabilities or not finite, the primary metric misses
+    gate.min_metric or gate.max_metric, or groups are apart by more than gate.max_group_gap;
+    ConfigError when the primary metric is not measured, or gate.sensitive names no slice.
     """
     from homeostat.evaluation.plots import draw_plot  # matplotlib
 
@@ -64,10 +66,22 @@ def evaluate(
     slices, pages = slices_of_graph(project, config, held_out, data, graph, workspace / "evaluation")
     plots += pages
     check_bar(config, primary, metrics[primary], len(data))
+    fairness = fairness_of(project, config, data, outputs)
     comparison = None
     if champion is not None:
         comparison = compare(project, config, data, graph, champion[1], champion[0], seed)
-    return Evaluation(primary, metrics, len(data), tuple(plots), comparison, slices)
+    return Evaluation(primary, metrics, len(data), tuple(plots), comparison, slices, fairness)
+
+
+def fairness_of(project: Project, config: ProjectConfig, data: Dataset, outputs: Array) -> tuple[Fairness, ...]:
+    """Return the figures of the groups in gate.sensitive; raises ConfigError and GateFailed."""
+    if not config.gate.sensitive:
+        return ()
+    groups = declared_slices(project, data)
+    check_sensitive(config.gate, groups)
+    found = group_figures(config.task, data.target.astype(np.float64), outputs, groups, config.gate)
+    check_gap(found, config.gate)
+    return found
 
 
 def intervals(

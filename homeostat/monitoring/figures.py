@@ -13,8 +13,9 @@ def figures(monitoring: Monitoring) -> dict[str, float]:
     """Return the key figures by MLflow metric name; what is not known in this window is left out.
 
     monitor/* and skew/* counts, drift/<column> p-values or distances, evidence/<column> natural logarithms,
-    severity/<column>, quality/<metric> with .low and .high, harm/<all or slice>/loss with .low and .high,
-    labels/* in seconds, latency/* in ms, predecessor/gain (positive: the live version is better).
+    severity/<column>, quality/<metric> and fairness/<attribute>/<gap> with .low and .high, harm/<all or
+    slice>/loss with .low and .high, labels/* in seconds, latency/* in ms, predecessor/gain (positive: the live
+    version is better).
     """
     drifted = sum(column.drifted for column in monitoring.columns) + len(monitoring.faults)
     out: dict[str, float] = {
@@ -29,6 +30,9 @@ def figures(monitoring: Monitoring) -> dict[str, float]:
     }
     if monitoring.skew is not None and monitoring.skew.conclusive:
         out |= {"skew/requests": monitoring.skew.requests, "skew/skewed": monitoring.skew.skewed}
+    for one in monitoring.fairness:
+        for gap in one.gaps:
+            out |= _bounds(f"fairness/{_key(one.attribute)}/{gap.metric}", gap.value)
     if monitoring.outliers is not None and monitoring.outliers.scored:
         out["monitor/outlier_share"] = monitoring.outliers.flagged / monitoring.outliers.scored
     for column in monitoring.columns:
@@ -76,6 +80,7 @@ def summary(monitoring: Monitoring) -> str:
         *[f"- fault: {_cell(fault)}" for fault in monitoring.faults],
         *[f"- contract: {_cell(str(one))}" for one in monitoring.violations if one.broken],
         *([f"- skew: {_cell(monitoring.skew.reason)}"] if monitoring.skew and monitoring.skew.skewed else []),
+        *[f"- {_cell(one.attribute)}: {_cell(str(gap))}" for one in monitoring.fairness for gap in one.gaps],
         *([f"- outliers: {_cell(monitoring.outliers.reason)}"] if monitoring.outliers else []),
         *[f"- note: {_cell(note)}" for note in monitoring.notes],
     ]

@@ -20,7 +20,14 @@ from homeostat.monitoring.evidence import Evidence
 from homeostat.monitoring.figures import figures, summary
 from homeostat.monitoring.labels import look_at_labels
 from homeostat.monitoring.outliers import find_outliers
-from homeostat.monitoring.performance import MIN_LABELLED, beside_predecessor, latency, live_quality, usable_labels
+from homeostat.monitoring.performance import (
+    MIN_LABELLED,
+    beside_predecessor,
+    latency,
+    live_fairness,
+    live_quality,
+    usable_labels,
+)
 from homeostat.monitoring.reference import Reference, load_reference
 from homeostat.monitoring.reports import quality_report
 from homeostat.monitoring.sequence import DriftState
@@ -140,6 +147,7 @@ def monitor(
         violations=violations,
         skew=check_skew(project, expected.columns, onnx, rows, version=version, seed=seed),
         outliers=find_outliers(project, expected, rows, config.monitor.outlier_rate, seed),
+        fairness=live_fairness(config, rows),
     )
     return found, Evidence(now, labels.state, drift.state).to_json()
 

@@ -12,12 +12,13 @@ from homeostat.config import ProjectConfig
 from homeostat.dataset import Array, Dataset
 from homeostat.errors import ConfigError, GateFailed
 from homeostat.evaluation.evaluate import compare, intervals
+from homeostat.evaluation.fairness import group_figures
 from homeostat.evaluation.metrics import decisions, matrix, own_metrics
 from homeostat.monitoring.reference import Reference
 from homeostat.monitoring.traffic import TrafficRows, read_rows
 from homeostat.monitoring.window import possible_classes
 from homeostat.project import Metric, Project
-from homeostat.records import Comparison, Interval, Task
+from homeostat.records import Comparison, Fairness, Interval, Task
 from homeostat.sealing import Keyring
 
 MIN_LABELLED = 10
@@ -87,6 +88,21 @@ def usable_labels(rows: TrafficRows, task: Task) -> TrafficRows:
         return labelled
     classes = max(2, matrix(labelled.outputs).shape[1])
     return labelled.take(possible_classes(labelled.labels, classes))
+
+
+def live_fairness(config: ProjectConfig, rows: TrafficRows) -> tuple[Fairness, ...]:
+    """Return the figures of the groups in gate.sensitive, as requests name them in their slices.
+
+    Selection rates are of all rows, errors of those with a usable label.
+    """
+    if not config.gate.sensitive or not len(rows):
+        return ()
+    labels = rows.labels
+    if config.task == "classification":
+        usable = np.nan_to_num(labels, nan=-1.0)
+        classes = max(2, matrix(rows.outputs).shape[1])
+        labels = np.where(possible_classes(usable, classes), labels, np.nan)
+    return group_figures(config.task, labels, rows.outputs, rows.slices, config.gate)
 
 
 def live_quality(project: Project, config: ProjectConfig, labelled: TrafficRows, seed: int) -> dict[str, Interval]:

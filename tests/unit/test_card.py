@@ -16,9 +16,12 @@ from homeostat.records import (
     DatasetRecord,
     Evaluation,
     Export,
+    Fairness,
     FoundSlice,
     FoundSlices,
+    Gap,
     Gate,
+    GroupFigures,
     Interval,
     Latency,
     Leak,
@@ -110,3 +113,15 @@ def test_leakage(records):
     assert "Rows whose inputs a training row has too: test 12.5%. Entities is off." in card
     records["validation"] = replace(records["validation"], leakage=Leakage((), 1, 1, 10))
     assert "## Leakage\n\nNothing was found.\n\n1 of 1 input columns" in model_card(**records)
+
+
+def test_groups_of_people(records):
+    error = Interval(0.1, 0.08, 0.12)
+    gap = Gap("error", "", "m", "f|x", Interval(0.1, 0.02, 0.2), "inconclusive")
+    groups = (GroupFigures("f|x", 300, 280, {"error": error}), GroupFigures("m", 200, 9))
+    fairness = (Fairness("sex", groups, (gap,), ("4 of 504 rows name no sex",)),)
+    card = model_card(**records | {"evaluation": replace(records["evaluation"], fairness=fairness)})
+    assert "| sex | rows | error |" in card
+    assert "| f\\|x | 280 | 0.100 (0.080 to 0.120) |\n| m | 9 | - |" in card
+    assert "- error: 0.1 (0.02 to 0.2) between m and f\\|x; too few rows to say whether it is within" in card
+    assert "- 4 of 504 rows name no sex" in card

@@ -18,7 +18,7 @@ from homeostat import __version__
 from homeostat.monitoring.page import charts, words
 from homeostat.monitoring.page.bins import Bins
 from homeostat.monitoring.page.charts import Chart, Histogram, Point
-from homeostat.records import ColumnDrift, Harm, LedgerEntry, Monitoring
+from homeostat.records import ColumnDrift, Fairness, Harm, LedgerEntry, Monitoring
 
 HERE = Path(__file__).parent
 WINDOWS, COLUMNS, HISTOGRAMS, SLICES, COHORTS, FAULTS, NOTES, DECISIONS = 100, 400, 100, 200, 100, 100, 50, 12
@@ -99,6 +99,7 @@ def window_page(
         rules=[(one.broken, words.rule(one)) for one in monitoring.violations[:RULES]],
         replay=words.replay(monitoring),
         skewed=[words.skewed(one) for one in (monitoring.skew.findings[:RULES] if monitoring.skew else ())],
+        fairness=[_groups(one) for one in monitoring.fairness],
         outliers=words.sentence(monitoring.outliers.reason) if monitoring.outliers else "",
         outlying=[words.outlier(one) for one in (monitoring.outliers.worst if monitoring.outliers else ())],
         figures=figure_rows(monitoring),
@@ -239,6 +240,24 @@ def _slices(monitoring: Monitoring) -> list[SliceRow]:
         )
         for one in sorted(slices, key=rank)
     ]
+
+
+def _groups(found: Fairness) -> tuple[str, list[str], list[tuple[str, ...]], list[str]]:
+    """Return an attribute's name, the head of its table, a row of each group, and what is said of them."""
+    rates = list(dict.fromkeys(rate for group in found.groups for rate in group.rates))
+    rows = [
+        (
+            words.clip(group.group, 60),
+            f"{group.rows:,}",
+            f"{group.labelled:,}",
+            *(words.interval(group.rates[rate]) if rate in group.rates else "" for rate in rates),
+        )
+        for group in found.groups
+    ]
+    said = [words.clip(words.gap(gap), REASON) for gap in found.gaps] + [
+        words.clip(note, REASON) for note in found.notes
+    ]
+    return words.clip(found.attribute, 60), [rate.replace("_", " ") for rate in rates], rows, said
 
 
 def figure_rows(monitoring: Monitoring) -> list[tuple[str, str]]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
 from homeostat.monitoring.drift import COLUMNS, P_VALUE_METHODS
-from homeostat.records import ColumnDrift, Harm, Interval, LedgerEntry, Monitoring, Outlier, SkewFinding, Violation
+from homeostat.records import ColumnDrift, Gap, Harm, Interval, LedgerEntry, Monitoring, Outlier, SkewFinding, Violation
 
 ALL = "all"
 MARKS = {"healthy": "✓", "drift": "▲", "harm": "✕", "inconclusive": "?"}
@@ -237,6 +237,13 @@ def skewed(finding: SkewFinding) -> str:
     """Return one difference between serving and replay."""
     where = f"request {clip(finding.request_id, 60)} row {finding.row}: {finding.kind} {clip(finding.column, 60)}"
     return f"{where} was {clip(str(finding.served), 40)}, replayed {clip(str(finding.replayed), 40)}"
+
+
+def gap(found: Gap) -> str:
+    """Return how far two groups are apart, and what the limit says of it."""
+    said = {"over": ": over gate.max_group_gap", "within": ": within gate.max_group_gap"}
+    said |= {"inconclusive": ": too few rows to say whether it is within gate.max_group_gap"}
+    return sentence(f"{found}{said.get(found.verdict, '')}")
 
 
 def outlier(found: Outlier) -> str:

@@ -183,3 +183,20 @@ def test_four_hundred_rows_of_ten_classes_take_little_time(run, configure, class
     start = time.perf_counter()
     run(configure("classification"), classes(400, k=10), graph(np.eye(10) * 3), (1, graph(np.eye(10))))
     assert time.perf_counter() - start < 4  # 2 s on an idle core is the aim
+
+
+def test_groups_of_people_are_held_beside_each_other(run, configure, classes, graph, project):
+    data = classes(slices={"sex": np.repeat(["f", "m"], [200, 160])})
+    gate = {"sensitive": ["sex"], "max_group_gap": 0.2}
+    (found,) = run(configure("classification", **gate), data, graph(GOOD)).fairness
+    assert [(one.group, one.rows) for one in found.groups] == [("f", 200), ("m", 160)]
+    assert {gap.metric: gap.verdict for gap in found.gaps} == {
+        "error": "within",
+        "demographic_parity": "",
+        "equalized_odds": "",
+    }
+    wrong = dataclasses.replace(data, target=np.where(data.slices["sex"] == "f", (data.target + 1) % 3, data.target))
+    with pytest.raises(GateFailed, match=r"groups of sex are apart: error: 0\.8.*between f and m, over gate"):
+        run(configure("classification", **gate), wrong, graph(GOOD))
+    with pytest.raises(ConfigError, match=r"gate\.sensitive names age, and the project's slices are sex"):
+        run(configure("classification", sensitive=["age"]), data, graph(GOOD))

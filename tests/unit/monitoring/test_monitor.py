@@ -376,3 +376,19 @@ def test_figures_have_names_that_mlflow_takes_and_the_table_holds_odd_names():
     assert "predecessor/gain.low" not in shown
     assert "| a\\|b &lt;script> | ks |" in summary(seen)
     assert dataclasses.asdict(seen)["notes"] == ()
+
+
+def test_groups_of_people_among_live_rows(capture, reference, tmp_path):
+    config = ProjectConfig(
+        name="toy", project="toy:Toy", task="classification", gate={"sensitive": ["sex"], "max_group_gap": 0.1}
+    )
+    x, y = rows(800, 5)
+    send(capture, x[:400], y[:400], slices={"sex": "f"})
+    send(capture, x[400:], (y[400:] + 1) % 3, slices={"sex": "m"})
+    found = look(config, capture, reference, tmp_path)
+    (sex,) = found.fairness
+    assert [(one.group, one.rows, one.labelled) for one in sex.groups] == [("f", 400, 400), ("m", 400, 400)]
+    error = next(gap for gap in sex.gaps if gap.metric == "error")
+    assert (error.high, error.low, error.verdict) == ("m", "f", "over")
+    assert figures(found)["fairness/sex/error.low"] > 0.5
+    assert "- sex: error: 0." in summary(found)

@@ -19,7 +19,7 @@ from homeostat.monitoring.document import read_monitoring, write_monitoring
 from homeostat.monitoring.page import Bins, bin_columns, window_page
 from homeostat.monitoring.page.charts import histogram, nice
 from homeostat.monitoring.page.words import clip, count, detector, odds, span
-from homeostat.records import Interval
+from homeostat.records import Fairness, Gap, GroupFigures, Interval
 from tests.windows import CASES, HOSTILE, Case, column, harm, harmful, harmless, healthy, look, tiny, wide
 
 VOID = {"meta", "br", "img", "link", "input"}
@@ -120,6 +120,18 @@ def test_single_requests_are_listed_with_what_is_unusual_of_them():
     assert "1 of 2,150 requests' rows are unlike the reference" in said
     assert "request visit-17 row 0: age 412, mostly 19 to 93; ward Z, 0.0% of the reference (p = 0.00027)" in said
     assert "Fewer than 6 among them may go unnamed" in said
+
+
+def test_groups_of_people_stand_beside_each_other():
+    error = Interval(0.1, 0.08, 0.12)
+    gap = Gap("error", "", "m", "<f>", Interval(0.1, 0.02, 0.2), "over")
+    groups = (GroupFigures("<f>", 3000, 280, {"error": error}), GroupFigures("m", 200, 0))
+    case = healthy()
+    fairness = (Fairness("sex", groups, (gap,), ("4 rows name no sex",)), Fairness("age", notes=("nothing",)))
+    said = words_of(replace(case, window=replace(case.window, fairness=fairness)))
+    assert "sex group rows labelled error <f> 3,000 280 0.1 (0.08 to 0.12) m 200 0" in said
+    assert "Error: 0.1 (0.02 to 0.2) between m and <f>: over gate.max_group_gap." in said
+    assert "4 rows name no sex" in said
 
 
 def test_few_labels_do_not_say_that_nothing_hurts():
