@@ -19,6 +19,7 @@ from homeostat.records import (
     Fairness,
     FoundSlices,
     Interval,
+    LabelQuality,
     Leakage,
     Lineage,
     TrainedModel,
@@ -96,6 +97,18 @@ def _found(found: FoundSlices) -> str:
     rows = [(s.words, s.rows, f"{s.error:.4g}", f"{s.rest:.4g}", f"{s.p_value:.2g}") for s in found.slices]
     table = _table(("it errs more where", "rows", "error", "elsewhere", "p"), rows)
     return f"{table}\n\nProposed by validation and calibration part, tested on the test part: {found.reason}."
+
+
+def _labels(found: LabelQuality) -> str:
+    if found.share is None:
+        return f"Not judged: {found.reason}."
+    share, confidence = found.share, f"{100 * found.share.confidence:g}"
+    text = (
+        f"{found.issues} of {found.rows} labels of the held-out rows ({share.value:.1%}, {confidence} % interval "
+        f"{share.low:.1%} to {share.high:.1%}) are probably wrong, by confident learning; `label_issues.json` has all."
+    )
+    lines = [f"- {_cell(issue)}" for issue in found.worst[:5]]
+    return "\n\n".join(filter(None, (text, "\n".join(lines), found.reason and f"{found.reason}.")))
 
 
 def _fairness(fairness: tuple[Fairness, ...]) -> str:
@@ -192,6 +205,7 @@ def model_card(
         *([("Slices", _found(found))] if found else []),
         *([("Fairness", _fairness(evaluation.fairness))] if evaluation.fairness else []),
         ("Data", _data(dataset, validation)),
+        *([("Labels", _labels(evaluation.label_quality))] if evaluation.label_quality else []),
         *([("Leakage", _leakage(validation.leakage))] if validation.leakage else []),
         ("Candidates", _candidates(config, compression)),
         ("Gates passed", gates or "none"),

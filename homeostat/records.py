@@ -280,6 +280,39 @@ class Fairness:
 
 
 @dataclass(frozen=True)
+class LabelIssue:
+    """A label that is probably wrong."""
+
+    row: str
+    """Part and place in it, with the row's id; in live traffic the request's id and the place in it."""
+    given: str
+    likely: str
+    probability: float
+    """Of the class that is likely, by the model."""
+
+    def __str__(self) -> str:
+        """One line for people."""
+        return f"{self.row}: labelled {self.given}, {self.likely} by {self.probability:.0%}"
+
+
+@dataclass(frozen=True)
+class LabelQuality:
+    """Labels held against what the model is usually sure of."""
+
+    rows: int
+    issues: int = 0
+    share: Interval | None = None
+    """Of the labels that are probably wrong; None where labels are not judged."""
+    by_class: dict[str, int] = field(default_factory=dict)
+    """Given class -> labels that are probably wrong."""
+    worst: tuple[LabelIssue, ...] = ()
+    reason: str = ""
+    """Why labels are not judged, or which are left out."""
+    usual: Interval | None = None
+    """In live traffic: the share among the rows of the version's reference."""
+
+
+@dataclass(frozen=True)
 class Evaluation:
     """Final figures on the test part."""
 
@@ -290,6 +323,7 @@ class Evaluation:
     comparison: Comparison | None = None
     found_slices: FoundSlices | None = None
     fairness: tuple[Fairness, ...] = ()
+    label_quality: LabelQuality | None = None
 
 
 @dataclass(frozen=True)
@@ -625,3 +659,5 @@ class Monitoring:
     """Single requests unlike the reference; None when they are not looked for."""
     fairness: tuple[Fairness, ...] = ()
     """Groups of each sensitive attribute among this window's rows."""
+    label_quality: LabelQuality | None = None
+    """Labels of this window that are probably wrong; None in regression, and without labels."""

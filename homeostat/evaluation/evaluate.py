@@ -15,6 +15,7 @@ from homeostat.dataset import Array, Dataset, read_artifact
 from homeostat.errors import DataInvalid, GateFailed
 from homeostat.evaluation.fairness import check_gap, check_sensitive, group_figures
 from homeostat.evaluation.found_slices import slices_of_graph
+from homeostat.evaluation.label_quality import labels_of_graph
 from homeostat.evaluation.metrics import (
     higher_is_better,
     matrix,
@@ -43,8 +44,9 @@ def evaluate(
 ) -> Evaluation:
     """Measure the graph on the test part, and the champion (version, ONNX graph) on the same rows.
 
-    Writes a plot, a table of slices if the project has any, and the slices that validation and
-    calibration part propose and the test part confirms, to workspace/evaluation. Raises
+    Writes a plot, a table of slices if the project has any, the slices that validation and
+    calibration part propose and the test part confirms, and the labels of all three that are
+    probably wrong, to workspace/evaluation. Raises
     GateFailed when answers are no probabilities or not finite, the primary metric misses
     gate.min_metric or gate.max_metric, or groups are apart by more than gate.max_group_gap;
     ConfigError when the primary metric is not measured, or gate.sensitive names no slice.
@@ -67,10 +69,15 @@ def evaluate(
     plots += pages
     check_bar(config, primary, metrics[primary], len(data))
     fairness = fairness_of(project, config, data, outputs)
+    labels = None
+    if config.task == "classification":
+        parts = {part: Dataset.load(record.parts[part]) for part in ("validation", "calibration")} | {"test": data}
+        labels, issues = labels_of_graph(parts, graph, workspace / "evaluation")
+        plots.append(issues)
     comparison = None
     if champion is not None:
         comparison = compare(project, config, data, graph, champion[1], champion[0], seed)
-    return Evaluation(primary, metrics, len(data), tuple(plots), comparison, slices, fairness)
+    return Evaluation(primary, metrics, len(data), tuple(plots), comparison, slices, fairness, labels)
 
 
 def fairness_of(project: Project, config: ProjectConfig, data: Dataset, outputs: Array) -> tuple[Fairness, ...]:

@@ -30,6 +30,8 @@ def figures(monitoring: Monitoring) -> dict[str, float]:
     }
     if monitoring.skew is not None and monitoring.skew.conclusive:
         out |= {"skew/requests": monitoring.skew.requests, "skew/skewed": monitoring.skew.skewed}
+    if monitoring.label_quality is not None and monitoring.label_quality.share is not None:
+        out |= _bounds("labels/probably_wrong", monitoring.label_quality.share)
     for one in monitoring.fairness:
         for gap in one.gaps:
             out |= _bounds(f"fairness/{_key(one.attribute)}/{gap.metric}", gap.value)

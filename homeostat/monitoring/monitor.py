@@ -25,6 +25,7 @@ from homeostat.monitoring.performance import (
     beside_predecessor,
     latency,
     live_fairness,
+    live_labels,
     live_quality,
     usable_labels,
 )
@@ -148,6 +149,7 @@ def monitor(
         skew=check_skew(project, expected.columns, onnx, rows, version=version, seed=seed),
         outliers=find_outliers(project, expected, rows, config.monitor.outlier_rate, seed),
         fairness=live_fairness(config, rows),
+        label_quality=live_labels(config, expected, labelled),
     )
     return found, Evidence(now, labels.state, drift.state).to_json()
 

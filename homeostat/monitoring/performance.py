@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 
@@ -13,12 +14,13 @@ from homeostat.dataset import Array, Dataset
 from homeostat.errors import ConfigError, GateFailed
 from homeostat.evaluation.evaluate import compare, intervals
 from homeostat.evaluation.fairness import group_figures
+from homeostat.evaluation.label_quality import find_label_issues
 from homeostat.evaluation.metrics import decisions, matrix, own_metrics
 from homeostat.monitoring.reference import Reference
 from homeostat.monitoring.traffic import TrafficRows, read_rows
 from homeostat.monitoring.window import possible_classes
 from homeostat.project import Metric, Project
-from homeostat.records import Comparison, Fairness, Interval, Task
+from homeostat.records import Comparison, Fairness, Interval, LabelQuality, Task
 from homeostat.sealing import Keyring
 
 MIN_LABELLED = 10
@@ -103,6 +105,16 @@ def live_fairness(config: ProjectConfig, rows: TrafficRows) -> tuple[Fairness, .
         classes = max(2, matrix(rows.outputs).shape[1])
         labels = np.where(possible_classes(usable, classes), labels, np.nan)
     return group_figures(config.task, labels, rows.outputs, rows.slices, config.gate)
+
+
+def live_labels(config: ProjectConfig, reference: Reference, labelled: TrafficRows) -> LabelQuality | None:
+    """Return which labels of live rows are probably wrong, beside the share among the reference's."""
+    if config.task == "regression" or not len(labelled):
+        return None
+    names = [f"request {i} row {k}" for i, k in zip(labelled.request_ids, labelled.places, strict=True)]
+    found = find_label_issues(labelled.labels, labelled.outputs, names)
+    usual = find_label_issues(reference.target, reference.outputs, [""] * len(reference))
+    return replace(found, usual=usual.share)
 
 
 def live_quality(project: Project, config: ProjectConfig, labelled: TrafficRows, seed: int) -> dict[str, Interval]:

@@ -23,6 +23,8 @@ from homeostat.records import (
     Gate,
     GroupFigures,
     Interval,
+    LabelIssue,
+    LabelQuality,
     Latency,
     Leak,
     Leakage,
@@ -125,3 +127,17 @@ def test_groups_of_people(records):
     assert "| f\\|x | 280 | 0.100 (0.080 to 0.120) |\n| m | 9 | - |" in card
     assert "- error: 0.1 (0.02 to 0.2) between m and f\\|x; too few rows to say whether it is within" in card
     assert "- 4 of 504 rows name no sex" in card
+
+
+def test_labels_that_are_probably_wrong(records):
+    issue = LabelIssue("test 7 (patient-4)", "cat", "dog|s", 0.97)
+    found = LabelQuality(
+        400, 12, Interval(0.03, 0.02, 0.05), {"cat": 12}, (issue,), "3 rows of small classes are left out"
+    )
+    card = model_card(**records | {"evaluation": replace(records["evaluation"], label_quality=found)})
+    assert "12 of 400 labels of the held-out rows (3.0%, 95 % interval 2.0% to 5.0%) are probably wrong" in card
+    assert "- test 7 (patient-4): labelled cat, dog\\|s by 97%" in card
+    assert "3 rows of small classes are left out." in card
+    none = LabelQuality(40, reason="too few")
+    card = model_card(**records | {"evaluation": replace(records["evaluation"], label_quality=none)})
+    assert "Not judged: too few." in card

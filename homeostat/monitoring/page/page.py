@@ -18,7 +18,7 @@ from homeostat import __version__
 from homeostat.monitoring.page import charts, words
 from homeostat.monitoring.page.bins import Bins
 from homeostat.monitoring.page.charts import Chart, Histogram, Point
-from homeostat.records import ColumnDrift, Fairness, Harm, LedgerEntry, Monitoring
+from homeostat.records import ColumnDrift, Fairness, Harm, LabelIssue, LedgerEntry, Monitoring
 
 HERE = Path(__file__).parent
 WINDOWS, COLUMNS, HISTOGRAMS, SLICES, COHORTS, FAULTS, NOTES, DECISIONS = 100, 400, 100, 200, 100, 100, 50, 12
@@ -99,6 +99,7 @@ def window_page(
         rules=[(one.broken, words.rule(one)) for one in monitoring.violations[:RULES]],
         replay=words.replay(monitoring),
         skewed=[words.skewed(one) for one in (monitoring.skew.findings[:RULES] if monitoring.skew else ())],
+        doubted=[words.clip(str(one), 200) for one in _doubted(monitoring)],
         fairness=[_groups(one) for one in monitoring.fairness],
         outliers=words.sentence(monitoring.outliers.reason) if monitoring.outliers else "",
         outlying=[words.outlier(one) for one in (monitoring.outliers.worst if monitoring.outliers else ())],
@@ -242,6 +243,10 @@ def _slices(monitoring: Monitoring) -> list[SliceRow]:
     ]
 
 
+def _doubted(monitoring: Monitoring) -> tuple[LabelIssue, ...]:
+    return monitoring.label_quality.worst if monitoring.label_quality is not None else ()
+
+
 def _groups(found: Fairness) -> tuple[str, list[str], list[tuple[str, ...]], list[str]]:
     """Return an attribute's name, the head of its table, a row of each group, and what is said of them."""
     rates = list(dict.fromkeys(rate for group in found.groups for rate in group.rates))
@@ -287,6 +292,8 @@ def label_rows(monitoring: Monitoring) -> list[tuple[str, str]]:
         rows.append(("a row is mature after", words.span(delay.horizon)))
         if delay.coverage is not None:
             rows.append(("of mature rows are labelled", f"{delay.coverage:.0%}"))
+    if monitoring.label_quality is not None:
+        rows.append(("labels that are probably wrong", words.label_quality(monitoring.label_quality)))
     if guess is not None:
         shown = words.number(guess.value) if guess.shown else "not shown"
         rows.append((f"{words.clip(guess.metric)}, without labels", f"{shown}: {words.clip(guess.reason, 200)}"))

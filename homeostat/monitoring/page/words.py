@@ -8,7 +8,18 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
 from homeostat.monitoring.drift import COLUMNS, P_VALUE_METHODS
-from homeostat.records import ColumnDrift, Gap, Harm, Interval, LedgerEntry, Monitoring, Outlier, SkewFinding, Violation
+from homeostat.records import (
+    ColumnDrift,
+    Gap,
+    Harm,
+    Interval,
+    LabelQuality,
+    LedgerEntry,
+    Monitoring,
+    Outlier,
+    SkewFinding,
+    Violation,
+)
 
 ALL = "all"
 MARKS = {"healthy": "✓", "drift": "▲", "harm": "✕", "inconclusive": "?"}
@@ -244,6 +255,19 @@ def gap(found: Gap) -> str:
     said = {"over": ": over gate.max_group_gap", "within": ": within gate.max_group_gap"}
     said |= {"inconclusive": ": too few rows to say whether it is within gate.max_group_gap"}
     return sentence(f"{found}{said.get(found.verdict, '')}")
+
+
+def label_quality(found: LabelQuality) -> str:
+    """Return how many labels are probably wrong, and what that may mean."""
+    if found.share is None:
+        return sentence(found.reason)
+    share, usual = found.share, found.usual
+    said = f"{share.value:.1%} ({share.low:.1%} to {share.high:.1%}) of {found.rows:,}"
+    if usual is not None:
+        said += f"; {usual.value:.1%} of the reference's"
+        if share.low > usual.high:
+            said += ". Either the labels have become worse, or the model: look at some of these rows"
+    return said
 
 
 def outlier(found: Outlier) -> str:

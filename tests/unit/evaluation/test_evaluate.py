@@ -39,7 +39,11 @@ def test_a_classifier(run, configure, classes, graph):
     accuracy = seen.metrics["accuracy"]
     assert accuracy.value == pytest.approx(np.mean(data.inputs["x"].argmax(axis=1) == data.target))
     assert 0.85 < accuracy.low < accuracy.value < accuracy.high < 1
-    assert [Path(p.path).name for p in seen.plots] == ["confusion_matrix.png", "found_slices.md"]
+    assert [Path(p.path).name for p in seen.plots] == [
+        "confusion_matrix.png",
+        "found_slices.md",
+        "label_issues.json",
+    ]
     assert Path(seen.plots[0].path).parent.name == "evaluation"
     assert is_png(seen.plots[0].path)
     json.dumps(dataclasses.asdict(seen))
@@ -151,7 +155,12 @@ def test_a_champion_whose_answers_have_another_shape_cannot_be_replaced(project,
 def test_slices_make_a_table(run, configure, classes, graph):
     data = classes(slices={"site": np.repeat(["north", "so|uth <b>", "lone"], [200, 159, 1])})
     seen = run(configure("classification"), data, graph(GOOD))
-    assert [Path(p.path).name for p in seen.plots] == ["confusion_matrix.png", "slices.md", "found_slices.md"]
+    assert [Path(p.path).name for p in seen.plots] == [
+        "confusion_matrix.png",
+        "slices.md",
+        "found_slices.md",
+        "label_issues.json",
+    ]
     table = Path(seen.plots[1].path).read_text()
     north = np.mean(data.inputs["x"][:200].argmax(axis=1) == data.target[:200])
     assert f"| site | north | 200 | {north:.4f} | 0." in table

@@ -392,3 +392,14 @@ def test_groups_of_people_among_live_rows(capture, reference, tmp_path):
     assert (error.high, error.low, error.verdict) == ("m", "f", "over")
     assert figures(found)["fairness/sex/error.low"] > 0.5
     assert "- sex: error: 0." in summary(found)
+
+
+def test_labels_of_live_rows_that_are_probably_wrong(capture, reference, tmp_path):
+    config = ProjectConfig(name="toy", project="toy:Toy", task="classification")
+    x, y = rows(800, 5)
+    send(capture, x, np.where(np.arange(800) % 5 == 0, (y + 1) % 3, y))
+    found = look(config, capture, reference, tmp_path).label_quality
+    assert found.rows == 800
+    assert found.share.low > found.usual.value
+    assert found.worst[0].row.startswith("request r")
+    assert look(config, capture, reference, tmp_path / "again").label_quality == found

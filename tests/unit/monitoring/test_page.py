@@ -19,7 +19,7 @@ from homeostat.monitoring.document import read_monitoring, write_monitoring
 from homeostat.monitoring.page import Bins, bin_columns, window_page
 from homeostat.monitoring.page.charts import histogram, nice
 from homeostat.monitoring.page.words import clip, count, detector, odds, span
-from homeostat.records import Fairness, Gap, GroupFigures, Interval
+from homeostat.records import Fairness, Gap, GroupFigures, Interval, LabelIssue, LabelQuality
 from tests.windows import CASES, HOSTILE, Case, column, harm, harmful, harmless, healthy, look, tiny, wide
 
 VOID = {"meta", "br", "img", "link", "input"}
@@ -132,6 +132,19 @@ def test_groups_of_people_stand_beside_each_other():
     assert "sex group rows labelled error <f> 3,000 280 0.1 (0.08 to 0.12) m 200 0" in said
     assert "Error: 0.1 (0.02 to 0.2) between m and <f>: over gate.max_group_gap." in said
     assert "4 rows name no sex" in said
+
+
+def test_labels_that_are_probably_wrong():
+    issue = LabelIssue("request r7 row 0", "<cat>", "dog", 0.97)
+    found = LabelQuality(400, 40, Interval(0.1, 0.08, 0.13), {}, (issue,), usual=Interval(0.02, 0.01, 0.03))
+    case = healthy()
+    said = words_of(replace(case, window=replace(case.window, label_quality=found)))
+    assert "10.0% (8.0% to 13.0%) of 400; 2.0% of the reference's. Either the labels have become worse, or" in said
+    assert "request r7 row 0: labelled <cat>, dog by 97%" in said
+    unknown = LabelQuality(40, reason="40 labelled rows of 2 classes")
+    assert "40 labelled rows of 2 classes" in words_of(
+        replace(case, window=replace(case.window, label_quality=unknown))
+    )
 
 
 def test_few_labels_do_not_say_that_nothing_hurts():
