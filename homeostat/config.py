@@ -9,7 +9,7 @@ import tomllib
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from homeostat.errors import ConfigError
 from homeostat.records import Task
@@ -283,6 +283,11 @@ class MonitorConfig(Section):
     alpha: Fraction = Field(
         0.01, description="p-value methods: probability of any false alarm of drift in a version's whole life"
     )
+    season: Literal["", "hour", "weekday", "hour_of_week"] = Field(
+        "",
+        description="p-value methods: hold each hour or day against earlier ones of the same; default: the reference",
+    )
+    timezone: str = Field("UTC", description="of the hours and days of `season`, such as Europe/Berlin")
     min_effect: float = Field(
         0.02, ge=0, le=1, description="p-value methods: distance of distributions under which a change is a trifle"
     )
@@ -311,6 +316,25 @@ class MonitorConfig(Section):
         le=MAX_DAYS * 24,
         description="age at which labels have come; default: learnt, 90 % of the delays seen",
     )
+
+    @field_validator("timezone")
+    @classmethod
+    def _is_a_timezone(cls, name: str) -> str:
+        from zoneinfo import ZoneInfo
+
+        try:
+            ZoneInfo(name)
+        except (LookupError, ValueError, OSError) as error:
+            raise ValueError(f"{name!r:.60} is no time zone; say one like Europe/Berlin, or UTC") from error
+        return name
+
+    @model_validator(mode="after")
+    def _seasons_have_a_rate(self) -> MonitorConfig:
+        if self.season and (self.numeric_method, self.categorical_method) != ("ks", "chisquare"):
+            raise ValueError(
+                f'season = "{self.season}" needs the methods ks and chisquare: distances hold no error rate'
+            )
+        return self
 
     @model_validator(mode="after")
     def _can_be_tested(self) -> MonitorConfig:

@@ -634,6 +634,8 @@ class Monitoring:
     columns: tuple[ColumnDrift, ...] = ()
     faults: tuple[str, ...] = ()
     """Columns that are absent, re-typed, or without any value."""
+    basis: str = "reference"
+    """What the columns were held against, in words."""
     quality: dict[str, Interval] = field(default_factory=dict)
     latency_p50_ms: float | None = None
     latency_p99_ms: float | None = None

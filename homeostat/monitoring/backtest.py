@@ -21,6 +21,7 @@ from homeostat.monitoring.drift import find_drift
 from homeostat.monitoring.harm import begin, count_labels
 from homeostat.monitoring.performance import RowLosses, row_losses, usable_labels
 from homeostat.monitoring.reference import Reference
+from homeostat.monitoring.sequence import DriftState
 from homeostat.monitoring.traffic import TrafficRows
 from homeostat.project import Project
 from homeostat.records import Interval
@@ -227,11 +228,11 @@ def _true_loss(rows: TrafficRows, config: ProjectConfig, losses: RowLosses) -> I
 
 
 class _DriftLook:
-    """The drift verdict of one window after another."""
+    """The drift verdict of one window after another, each going on from the one before."""
 
     def __init__(self, replay: Replay, workspace: Path) -> None:
         reference = replay.reference
-        self._replay, self._workspace = replay, workspace
+        self._replay, self._workspace, self._state = replay, workspace, DriftState()
         self._expected = watched_frame(
             replay.project, replay.config.task, reference.inputs, reference.columns, reference.outputs
         )
@@ -247,5 +248,15 @@ class _DriftLook:
         current = watched_frame(
             self._replay.project, config.task, rows.inputs, self._replay.reference.columns, rows.outputs
         )
-        drift = find_drift(self._expected, current, config, self._workspace)
-        return drift.drifted, drift.reason
+        drift = find_drift(
+            self._expected,
+            current,
+            config,
+            self._workspace,
+            state=self._state,
+            times=rows.times,
+            seed=f"{config.name} v{self._replay.version}",
+            importance=self._replay.reference.importance,
+        )
+        self._state = drift.state
+        return drift.drifted if drift.judged else None, drift.reason

@@ -24,7 +24,8 @@ from homeostat.monitoring.faults import (
 )
 from homeostat.monitoring.joint import joint_p
 from homeostat.monitoring.reports import TWO_SAMPLE, ColumnTest, Measured, drift_report
-from homeostat.monitoring.sequence import Check, DriftState, check, make_pool
+from homeostat.monitoring.seasons import MATCHED, follow, log_evidence
+from homeostat.monitoring.sequence import Check, DriftState, Pool, check, make_pool
 from homeostat.records import ColumnDrift
 
 if TYPE_CHECKING:
@@ -54,6 +55,10 @@ class Drift:
     state: DriftState = field(default_factory=DriftState)
     """For the next check."""
     notes: tuple[str, ...] = ()
+    basis: str = "reference"
+    """What the columns were held against, in words."""
+    judged: bool = True
+    """Whether there was enough to hold them against."""
 
 
 def find_drift(
@@ -72,7 +77,9 @@ def find_drift(
 
     With p-value methods the error rate is of a version's whole life: over any number of checks,
     each going on from the `state` of the one before, rows drawn like the reference's alarm with
-    probability at most config.monitor.alpha (shares in COLUMNS, JOINT, FAULTS). Distance methods hold
+    probability at most config.monitor.alpha (shares in COLUMNS, JOINT, FAULTS). With config.monitor.season
+    columns are held against earlier blocks of the same season instead of the reference (seasons.py), and
+    are not judged before there are enough of them. Distance methods hold
     no such rate. A fault counts as drift. Below config.monitor.min_rows nothing is tested or counted.
     times: event times [n] of `current`, unix seconds, rising: a row counts once. seed: names the
     version. importance: column -> rise of the loss when it is permuted, for the severity.
@@ -102,23 +109,70 @@ def find_drift(
     faults |= {c.column: f"{c.method} gave no number" for c in columns if not math.isfinite(c.p_value)}
     kinds = {column: kind for column, kind in kinds.items() if column not in faults}
     before, now = before[list(kinds)], now[list(kinds)]
-    checked = check(make_pool(before, kinds), now, state, times, seed)
-    shown = sequential_alarms(checked, COLUMNS * config.monitor.alpha, config.monitor.min_effect)
-    columns = tuple(_decide(c, checked, shown, importance or {}) for c in columns if c.column not in faults)
-    joint = _joint(before, now, JOINT * spent, state.checks) if kinds and not any(c.drifted for c in columns) else None
+    pool = make_pool(before, kinds)
+    checked = check(pool, now, state, times, seed)
+    held = _seasonal(checked, pool, now, state, times, config.monitor, seed)
+    columns = tuple(_decide(c, held.by, held.shown, importance or {}) for c in columns if c.column not in faults)
+    alone = bool(kinds) and not held.seasonal and not any(c.drifted for c in columns)
+    joint = _joint(before, now, JOINT * spent, state.checks) if alone else None
     columns += (joint,) if joint is not None and joint.drifted else ()
     if any(c.drifted for c in columns) and not any(path.endswith(".html") for path in reports):
         _, reports = _test(before, now, kinds, config.monitor, level, workspace, html=True)
     drifted = bool(faults) or any(column.drifted for column in columns)
     return Drift(
         drifted,
-        _reason(columns, faults, config.monitor, now, before),
+        _reason(columns, faults, config.monitor, now, before)
+        if drifted or held.judged
+        else f"not judged: {held.basis}",
         columns,
         _lines(faults),
         reports,
-        checked.state,
-        _notes(checked, shown, kinds, config.monitor),
+        held.by.state,
+        (_notes(checked, held.shown, kinds, config.monitor) if not held.seasonal else ()) + held.notes,
+        held.basis,
+        held.judged,
     )
+
+
+@dataclass(frozen=True)
+class _Held:
+    """What the columns were held against, and which of them drift."""
+
+    by: Check
+    shown: frozenset[str]
+    basis: str = "reference"
+    notes: tuple[str, ...] = ()
+    judged: bool = True
+    seasonal: bool = False
+
+
+def _seasonal(
+    checked: Check,
+    pool: Pool,
+    current: pd.DataFrame,
+    state: DriftState,
+    times: Array | None,
+    config: MonitorConfig,
+    seed: str,
+) -> _Held:
+    """Return what decides: the reference, or earlier blocks of the same season."""
+    if not config.season:
+        return _Held(checked, sequential_alarms(checked, COLUMNS * config.alpha, config.min_effect))
+    if times is None:
+        raise ValueError("seasons need the times of the rows")
+    new = times > state.until
+    seasons = follow(pool.cells, current[new], times[new], state.seasons, config.season, config.timezone, seed)
+    known = {name: seasons.columns[name] for name in checked.log_e if name in seasons.columns}
+    evidence = {name: log_evidence(column) for name, column in known.items()}
+    effects = {name: column.effect for name, column in known.items()}
+    blocks = Check(replace(checked.state, seasons=seasons), evidence, {}, effects)
+    shown = sequential_alarms(blocks, COLUMNS * config.alpha, config.min_effect)
+    others = sorted(sequential_alarms(checked, COLUMNS * config.alpha, config.min_effect) - shown)
+    season, judged = config.season.replace("_", " "), seasons.matched >= MATCHED
+    basis = f"{seasons.matched} earlier blocks of the same {season}" + ("" if judged else f", {MATCHED} are needed")
+    usual = f"as before at the same {season}" if judged else f"not judged before {MATCHED} blocks of each {season}"
+    notes = (f"other than the reference, {usual}: {_some(others)}",) if others else ()
+    return _Held(blocks, shown, basis, notes, judged or bool(shown), seasonal=True)
 
 
 def sequential_alarms(checked: Check, alpha: float, min_effect: float) -> frozenset[str]:
@@ -145,9 +199,9 @@ def _decide(column: ColumnDrift, checked: Check, shown: frozenset[str], importan
     return replace(
         column,
         drifted=name in shown if calibrated else column.drifted,
-        log_e=checked.log_e[name],
+        log_e=checked.log_e.get(name),
         importance=weight,
-        severity=None if weight is None else checked.effect[name] * max(0.0, weight),
+        severity=None if weight is None else checked.effect.get(name, 0.0) * max(0.0, weight),
     )
 
 

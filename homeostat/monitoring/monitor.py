@@ -133,6 +133,7 @@ def monitor(
         reason=drift.reason,
         columns=drift.columns,
         faults=drift.faults,
+        basis=drift.basis,
         quality=live_quality(project, config, labelled, seed),
         latency_p50_ms=p50,
         latency_p99_ms=p99,
@@ -169,7 +170,7 @@ def _conclude(drift: Drift, harm: tuple[Harm, ...]) -> Conclusion:
         return "harm"
     if drift.drifted:
         return "drift"
-    return "healthy" if drift.columns else "inconclusive"
+    return "healthy" if drift.columns and drift.judged else "inconclusive"
 
 
 def _utc(moment: datetime) -> datetime:

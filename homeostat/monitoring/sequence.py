@@ -16,6 +16,7 @@ from homeostat.errors import DataInvalid
 from homeostat.monitoring.cells import MAX_CUTS, Cells, make_cells
 from homeostat.monitoring.columns import Kind
 from homeostat.monitoring.exchangeability import BETS, advance, log_bets, log_capital, ranks
+from homeostat.monitoring.seasons import SeasonState
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -46,12 +47,14 @@ class DriftState:
     until: float = -math.inf
     """Event time, unix seconds, of the newest row counted: rows up to it do not count again."""
     columns: Mapping[str, ColumnState] = field(default_factory=dict)
+    seasons: SeasonState = field(default_factory=SeasonState)
 
     def to_json(self) -> str:
         """Return text that `from_json` reads."""
         until = None if math.isinf(self.until) else self.until
         columns = {name: asdict(state) | {"capitals": _numbers(state.capitals)} for name, state in self.columns.items()}
-        return json.dumps({"format": FORMAT, "checks": self.checks, "until": until, "columns": columns})
+        values = {"format": FORMAT, "checks": self.checks, "until": until, "columns": columns}
+        return json.dumps(values | ({"seasons": self.seasons.write()} if self.seasons.season else {}))
 
     @classmethod
     def from_json(cls, text: str) -> DriftState:
@@ -61,7 +64,8 @@ class DriftState:
             if values["format"] != FORMAT:
                 raise ValueError(f"format {values['format']!r:.60}, not {FORMAT}")
             until = -math.inf if values["until"] is None else float(values["until"])
-            return cls(int(values["checks"]), until, {n: _column(v) for n, v in values["columns"].items()})
+            seasons = SeasonState.read(values["seasons"]) if values.get("seasons") else SeasonState()
+            return cls(int(values["checks"]), until, {n: _column(v) for n, v in values["columns"].items()}, seasons)
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise DataInvalid(f"the state of the drift checks cannot be read: {error!s:.200}") from error
 
@@ -132,7 +136,7 @@ def check(pool: Pool, current: pd.DataFrame, state: DriftState, times: Array | N
         seen = np.bincount(codes[:, place], minlength=cells.size)
         effect[name] = _distance(pool.kinds[name], pool.counts[name], seen)
     until = state.until if times is None or not len(times) else max(state.until, float(times.max()))
-    return Check(DriftState(number, until, columns), log_e, log_now, effect)
+    return Check(DriftState(number, until, columns, state.seasons), log_e, log_now, effect)
 
 
 def _fixing(rows: int) -> Array:

@@ -14,6 +14,7 @@ from homeostat.monitoring.backtest import Labels, Replay, score, window_edges
 from homeostat.monitoring.drift import Drift
 from homeostat.monitoring.history import Columns, read_history
 from homeostat.monitoring.reference import Reference
+from homeostat.monitoring.sequence import DriftState
 from homeostat.project import Project
 from tests.bundles import softmax
 
@@ -99,9 +100,11 @@ def test_windows_by_count_and_without_enough_labels(tmp_path):
 def test_each_window_is_tested_for_drift(tmp_path, monkeypatch):
     seen = []
 
-    def find(expected, current, config, workspace):
+    def find(expected, current, config, workspace, *, state, times, seed, importance):
+        assert (len(times), seed, importance) == (len(current), "toy v3", {})
+        assert state.checks == len(seen), "each look goes on from the one before"
         seen.append((len(expected), len(current), list(current.columns)[:3]))
-        return Drift(drifted=len(seen) == 2, reason=f"look {len(seen)}")
+        return Drift(drifted=len(seen) == 2, reason=f"look {len(seen)}", state=DriftState(len(seen)))
 
     monkeypatch.setattr(module, "find_drift", find)
     frame = history(errors=(0.1, 0.1, 0.3)).iloc[:1050]
