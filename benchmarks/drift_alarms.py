@@ -191,6 +191,8 @@ def main() -> None:
     parser.add_argument("--tables", nargs="+", default=[], help="default all")
     parser.add_argument("--power", action="store_true", help="faults instead of streams without drift")
     parser.add_argument("--seeds", type=int, default=50, help="of each fault")
+    parser.add_argument("--faulty-rows", type=int, nargs="+", default=[500, 2000])
+    parser.add_argument("--quiet", type=int, nargs="+", default=[0, 50], help="checks before the fault begins")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--quick", action="store_true", help="4 streams, 20 checks, 200 rows; 4 seeds")
     given = parser.parse_args()
@@ -200,7 +202,7 @@ def main() -> None:
     with ProcessPoolExecutor(given.workers) as pool:
         for title, table in chosen.items():
             if given.power:
-                for rows, quiet, name in itertools.product([500, 2000], [0, 50], FAULTS):
+                for rows, quiet, name in itertools.product(given.faulty_rows, given.quiet, FAULTS):
                     jobs = [(table, rows, name, quiet, seed) for seed in range(given.seeds)]
                     found = list(pool.map(faulty, jobs))
                     once, twice = (sum(f is not None and f <= n for f in found) for n in (1, 2))

@@ -74,7 +74,7 @@ class Project(ABC):
                 names = columns.get(name) or (
                     (name,) if values.shape[1] == 1 else tuple(f"{name}_{i}" for i in range(values.shape[1]))
                 )
-                out += [(column, values[:, i]) for i, column in enumerate(names)]
+                out += [(column, values[:, i]) for i, column in enumerate(names[: values.shape[1]])]
             else:
                 flat = values.reshape(len(values), -1).astype(np.float32)
                 out += [(f"{name}_{s}", getattr(flat, s)(axis=1)) for s in ("mean", "std", "min", "max")]

@@ -134,8 +134,8 @@ def _shares(
     name: str, target: Array, decided: Array, group: Array, kept: Array, gate: GateConfig, notes: list[str]
 ) -> Fairness:
     labelled = np.isfinite(target)
-    classes, counts = np.unique(np.concatenate([target[labelled], decided]).astype(np.int64), return_counts=True)
-    classes = classes[classes >= 0]
+    said = np.concatenate([target[labelled], decided]).astype(np.int64)
+    classes, counts = np.unique(said[said >= 0], return_counts=True)  # -1: an answer that is not finite
     watched = [1] if set(classes.tolist()) <= {0, 1} else classes[np.argsort(-counts, kind="stable")][:MAX_CLASSES]
     frames = {int(label): _counts(target, decided, group, int(label)) for label in watched}
     first = next(iter(frames.values()))

@@ -271,9 +271,21 @@ def _column(name: str, measured: Measured) -> ColumnDrift:
 
 
 def _with_text(frame: pd.DataFrame, kinds: dict[str, Kind]) -> pd.DataFrame:
-    """Return the columns of `kinds`, the categories' values as text: 1, 1.0 and True are one category."""
-    return frame[list(kinds)].assign(
-        **{c: frame[c].map(_text, na_action="ignore").astype(object) for c, kind in kinds.items() if kind == "category"}
+    """Return the columns of `kinds`, the categories' values as text: 1, 1.0 and True are one category.
+
+    Floats get 64 bits: in fewer the span of large ones overflows.
+    """
+    narrow = {c: np.float64 for c, kind in kinds.items() if kind == "number" and frame[c].dtype.kind == "f"}
+    return (
+        frame[list(kinds)]
+        .astype(narrow)
+        .assign(
+            **{
+                c: frame[c].map(_text, na_action="ignore").astype(object)
+                for c, kind in kinds.items()
+                if kind == "category"
+            }
+        )
     )
 
 

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
 MAX_ROWS = 10_000
 """Rows of a window that are scored: a sample of more."""
-FITTED, LEAST_FITTED, LEAST = 0.25, 256, 200
-"""Share of the reference that a score is fitted on (a forest takes 256 rows a tree), and the smallest parts."""
+FITTED, LEAST_FITTED, LEAST = 0.25, 128, 100
+"""Share of the reference that a score is fitted on, the least rows of it, and the least that are left."""
 MAX_VALUES = 4_096
 """Values of a tensor that are reconstructed: a sample of more."""
 EXPLAINED = 0.95

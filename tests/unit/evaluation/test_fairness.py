@@ -115,6 +115,14 @@ def test_rows_without_a_label_count_for_selection_alone():
     assert [one.labelled for one in found.groups] == [0, 0]
 
 
+def test_answers_that_are_not_finite_are_errors_of_no_class():
+    target, outputs, groups = people(4000)
+    outputs[:400] = np.nan
+    target[:2000] += 2 * (np.arange(2000) % 2)  # four classes
+    (found,) = group_figures("classification", target, outputs, groups, SEX)
+    assert sum(one.rates["error"].value * one.rows for one in found.groups) >= 400
+
+
 def test_groups_that_cannot_be_told():
     target, outputs, groups = people(400)
     groups["sex"][:5], groups["sex"][5:9] = "x", ""

@@ -403,3 +403,30 @@ def test_labels_of_live_rows_that_are_probably_wrong(capture, reference, tmp_pat
     assert found.share.low > found.usual.value
     assert found.worst[0].row.startswith("request r")
     assert look(config, capture, reference, tmp_path / "again").label_quality == found
+
+
+def test_rows_that_are_not_the_references_are_a_verdict(capture, reference, tmp_path):
+    """Captured by another server, perhaps: fewer values than columns, all missing, and at the end of float32."""
+    config = ProjectConfig(name="toy", project="toy:Toy", task="classification", gate={"sensitive": ["sex"]})
+    x, y = rows(200, 5)
+    for kind, wrong in (("absent", x[:, :2]), ("without any value", np.full_like(x, np.nan)), ("a (", x * 3e37)):
+        for first in range(0, 200, 10):
+            outputs = np.full((10, 3), 1 / 3, np.float32)
+            request = capture.answer(wrong[first : first + 10], outputs, slices={"sex": "f"}, version=len(kind))
+            capture.label(request, y[first : first + 10].tolist())
+        found, _ = monitor(
+            Toy(),
+            config,
+            version=len(kind),
+            onnx=GOOD,
+            reference=reference,
+            predecessor=None,
+            traffic=capture.path,
+            workspace=tmp_path / kind,
+            since=NOW - timedelta(days=1),
+            champion_since=NOW - timedelta(days=1),
+            now=NOW,
+            seed=1,
+        )
+        assert found.drifted
+        assert kind in found.reason
