@@ -74,13 +74,13 @@ def test_another_gap_may_be_limited():
 def test_of_equal_groups_the_interval_holds_the_gap(groups):
     """0 is in it, in 95 % of the draws at least."""
     held = 0
-    for seed in range(60):
+    for seed in range(30):
         rng = np.random.default_rng(seed)
         target, group = rng.integers(0, 2, 1200).astype(float), rng.integers(0, groups, 1200).astype(str)
         chosen = np.where(rng.random(1200) < 0.2, 1 - target, target).astype(int)
         (found,) = group_figures("classification", target, np.eye(2)[chosen], {"sex": group}, SEX)
         held += gaps(found)["error"].value.low == 0
-    assert held >= 53  # 57 of 60 are 95 %; fewer than 53 have a chance of 1 %
+    assert held >= 25  # fewer of 30 have a chance of 0.3 % at 95 % each
 
 
 def test_of_many_classes_the_worst_is_named():

@@ -109,6 +109,6 @@ def test_evaluate_writes_them_beside_the_declared_ones(project, configure, recor
     config = configure("classification", bootstrap=200)
     seen = evaluate(project, config, record(data, "classification"), onnx, None, tmp_path)
     assert seen.found_slices.slices[0].words.startswith("b|c > ")
-    page = Path(seen.plots[-1].path).read_text()
+    page = next(Path(plot.path) for plot in seen.plots if plot.path.endswith("found_slices.md")).read_text()
     assert "| b\\|c > " in page
     assert dataclasses.asdict(seen)["found_slices"]["tested"] >= 1
