@@ -27,6 +27,7 @@ from homeostat.commands.key import key
 from homeostat.commands.monitor import monitor
 from homeostat.commands.profile import profile
 from homeostat.commands.rollout import rollout
+from homeostat.commands.scorecard import scorecard
 from homeostat.commands.traffic import traffic
 from homeostat.errors import HomeostatError, NotFound
 
@@ -63,6 +64,7 @@ main.add_command(contract)
 main.add_command(key)
 main.add_command(monitor)
 main.add_command(profile)
+main.add_command(scorecard)
 main.add_command(traffic)
 
 

@@ -47,6 +47,7 @@ def observe(project: str, since: datetime | None) -> Monitoring:
                 "drifted": found.drifted,
                 "rows": found.window.rows,
                 "labelled": found.window.labelled,
+                "harm_since": min((one.since for one in found.harm if one.harmed and one.since), default=""),
                 "report": url,
             },
             version=version,
