@@ -346,14 +346,28 @@ class MonitorConfig(Section):
 class RetrainConfig(Section):
     """When retraining may start by itself, and on what."""
 
+    automatic: bool = Field(True, description="false: only what is asked for by hand is trained")
     cooldown_minutes: float = Field(
-        60.0, ge=0, le=MAX_DAYS * 24 * 60, description="time between two trainings that were not asked for by hand"
+        60.0,
+        ge=0,
+        le=MAX_DAYS * 24 * 60,
+        description="time between two trainings that were not asked for by hand; doubles for each challenger in a row "
+        "that did not take over, to 7 days at most",
     )
+    max_per_week: int = Field(14, ge=1, le=10_000, description="trainings in 7 days that were not asked for by hand")
+    drift_looks: int = Field(1, ge=1, le=100, description="looks with drift that drift retrains after ...")
+    drift_of: int = Field(1, ge=1, le=100, description="... among so many last ones")
     min_labelled_rows: int = Field(0, ge=0, description="labelled traffic needed before drift or harm retrains")
     harmless_margin: float = Field(
         0.05, ge=0, le=1, description="drift does not retrain when labels show a loss, in [0, 1], within this"
     )
     traffic_days: float = Field(30.0, gt=0, le=MAX_DAYS, description="how far back labelled traffic is used")
+
+    @model_validator(mode="after")
+    def _can_be_reached(self) -> RetrainConfig:
+        if self.drift_looks > self.drift_of:
+            raise ValueError(f"drift_looks {self.drift_looks} of drift_of {self.drift_of} looks: drift never retrains")
+        return self
 
 
 class ProjectConfig(Section):

@@ -8,8 +8,8 @@ from prefect.runtime import flow_run
 
 from homeostat.control.store import ControlStore
 from homeostat.control.windows import Windows
-from homeostat.policy.retraining import Trigger, decide_retrain
-from homeostat.records import BundleRef, Harm, Verdict
+from homeostat.policy.retraining import Situation, Trigger, decide_retrain, past_trainings
+from homeostat.records import BundleRef, Monitoring, Verdict
 from homeostat.sealing import load_keyring
 from tasks.stage import open_project, stage
 
@@ -21,17 +21,21 @@ def decide_whether_to_retrain(project: str, trigger: Trigger) -> Verdict:
 
     at = open_project(project)
     store, now = ControlStore(at.settings.control_url), datetime.now(UTC)
-    last = store.last(at.config.name, "retrain")
+    name = at.config.name
     since = now - timedelta(days=at.config.retrain.traffic_days)
-    labelled = count_labelled(at.settings.traffic_path, at.config.name, since, load_keyring(at.settings))
-    verdict = decide_retrain(
-        trigger,
-        datetime.fromisoformat(last.time) if last else None,
-        now,
-        labelled,
-        at.config.retrain,
-        _last_harm(at.settings.control_url, store.champion(at.config.name)),
+    labelled = count_labelled(at.settings.traffic_path, name, since, load_keyring(at.settings))
+    champion = store.champion(name)
+    looks = _looks(at.settings.control_url, champion, at.config.retrain.drift_of)
+    trainings, rejected = past_trainings(store.history(name) if champion else [])
+    situation = Situation(
+        now=now,
+        trainings=trainings[-at.config.retrain.max_per_week - 1 :],
+        rejected=rejected,
+        labelled_rows=labelled,
+        looks=tuple(look.drifted for look in looks),
+        harm=next((harm for look in looks[-1:] for harm in look.harm if harm.name == "all"), None),
     )
+    verdict = decide_retrain(trigger, situation, at.config.retrain)
     store.record(
         at.config.name,
         "retrain" if verdict.kind == "retrain" else "verdict",
@@ -43,11 +47,10 @@ def decide_whether_to_retrain(project: str, trigger: Trigger) -> Verdict:
     return verdict
 
 
-def _last_harm(url: str, champion: BundleRef | None) -> Harm | None:
-    """Return what the last look at the champion says of its loss on all labels."""
+def _looks(url: str, champion: BundleRef | None, count: int) -> list[Monitoring]:
+    """Return the newest looks at the champion, the oldest first."""
     from homeostat.monitoring.document import read_monitoring
 
     if champion is None:
-        return None
-    looks = Windows(url).history(champion.model, champion.version, limit=1)
-    return next((harm for look in looks for harm in read_monitoring(look.found).harm if harm.name == "all"), None)
+        return []
+    return [read_monitoring(look.found) for look in Windows(url).history(champion.model, champion.version, limit=count)]

@@ -3,62 +3,131 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Literal
+from typing import Any, Literal
+
+from pydantic import TypeAdapter, ValidationError
 
 from homeostat.config import RetrainConfig
-from homeostat.records import Harm, Verdict
+from homeostat.errors import DataInvalid
+from homeostat.records import Harm, LedgerEntry, Verdict
 
 Trigger = Literal["manual", "schedule", "drift", "harm"]
 CAUSES = {"schedule": "the schedule says so", "drift": "drift was found", "harm": "labels show harm"}
+LONGEST_WAIT = timedelta(days=7)
+"""What the cooldown grows to at most after challengers that did not take over."""
+WEEK = timedelta(days=7)
 
 
-def decide_retrain(
-    trigger: Trigger,
-    last_training: datetime | None,
-    now: datetime,
-    labelled_rows: int,
-    config: RetrainConfig,
-    harm: Harm | None = None,
-) -> Verdict:
+@dataclass(frozen=True)
+class Situation:
+    """What retraining is decided on."""
+
+    now: datetime
+    trainings: tuple[datetime, ...] = ()
+    """When the policy let a training start before, the oldest first; one in the future counts as just now."""
+    rejected: int = 0
+    """Trainings since the last promotion: none of their challengers took over."""
+    labelled_rows: int = 0
+    looks: tuple[bool, ...] = ()
+    """Whether the newest looks at the live version found drift, the oldest first."""
+    harm: Harm | None = None
+    """What the labels of the last look say of the loss of all rows, if any have come."""
+
+
+_SITUATION = TypeAdapter(Situation)
+
+
+def decide_retrain(trigger: Trigger, situation: Situation, config: RetrainConfig) -> Verdict:
     """Retrain, or hold with every reason why not; what is asked for by hand is always done.
 
-    last_training and now are aware; a last training in the future counts as just now. harm: what the
-    labels of the window that drifted say of the loss of all rows, if any have come.
+    Times are aware. The evidence of the verdict is all that it was decided on: see `decide_again`.
     """
     evidence = {
         "trigger": trigger,
-        "last_training": last_training.isoformat() if last_training else None,
-        "now": now.isoformat(),
-        "labelled_rows": labelled_rows,
-        "cooldown_minutes": config.cooldown_minutes,
-        "min_labelled_rows": config.min_labelled_rows,
-        "harm": asdict(harm) if harm else None,
-        "harmless_margin": config.harmless_margin,
+        "situation": _SITUATION.dump_python(situation, mode="json"),
+        "retrain": config.model_dump(mode="json"),
     }
     if trigger == "manual":
         return Verdict("retrain", ("asked for by hand",), evidence)
-    against = []
-    if last_training is not None:
-        elapsed = max(now - last_training, timedelta(0)) / timedelta(minutes=1)
-        if elapsed < config.cooldown_minutes:
-            against.append(
-                f"the last training was {elapsed:.1f} minutes ago: "
-                f"{config.cooldown_minutes - elapsed:.1f} of {config.cooldown_minutes:g} minutes of cooldown remain"
-            )
-    if trigger in ("drift", "harm") and labelled_rows < config.min_labelled_rows:
-        against.append(f"{labelled_rows} labelled rows of traffic are fewer than {config.min_labelled_rows}")
-    if trigger == "drift" and harm is not None and is_harmless(harm, config.harmless_margin):
-        against.append(
-            f"the drift does no harm: loss {harm.loss.value:.4f} (at most {harm.loss.high:.4f}) on labels, "
-            f"{harm.tolerated:.4f} and {config.harmless_margin:g} more are tolerated"
-        )
+    against = [*_switched_off(config), *_too_soon(situation, config), *_over_budget(situation, config)]
+    if trigger in ("drift", "harm") and situation.labelled_rows < config.min_labelled_rows:
+        against.append(f"{situation.labelled_rows} labelled rows of traffic are fewer than {config.min_labelled_rows}")
+    if trigger == "drift":
+        against += [*_passing(situation.looks, config), *_harmless(situation.harm, config)]
     if against:
         return Verdict("hold", tuple(against), evidence)
-    return Verdict("retrain", (f"{CAUSES[trigger]}; {labelled_rows} labelled rows of traffic",), evidence)
+    return Verdict("retrain", (f"{CAUSES[trigger]}; {situation.labelled_rows} labelled rows of traffic",), evidence)
+
+
+def decide_again(evidence: Mapping[str, Any]) -> Verdict:
+    """Return the verdict that the evidence of another leads to; raises DataInvalid when it is none of this policy."""
+    try:
+        situation = _SITUATION.validate_python(evidence["situation"])
+        config = RetrainConfig.model_validate(evidence["retrain"])
+        trigger: Trigger = evidence["trigger"]
+    except (KeyError, ValidationError) as error:
+        raise DataInvalid(f"no evidence of a verdict on retraining: {error!s:.200}") from error
+    return decide_retrain(trigger, situation, config)
+
+
+def past_trainings(entries: Sequence[LedgerEntry]) -> tuple[tuple[datetime, ...], int]:
+    """Return when the ledger says that trainings were let start, and how many have come since the last promotion."""
+    trainings = [entry for entry in entries if entry.action == "retrain"]
+    promoted = max((entry.sequence for entry in entries if entry.action == "promote"), default=0)
+    times = tuple(datetime.fromisoformat(entry.time) for entry in trainings)
+    return times, sum(entry.sequence > promoted for entry in trainings)
 
 
 def is_harmless(harm: Harm, margin: float) -> bool:
     """Whether labels show, rather than do not deny, that the loss is within `margin` of what is tolerated."""
     return not harm.harmed and math.isfinite(harm.loss.high) and harm.loss.high <= harm.tolerated + margin
+
+
+def _switched_off(config: RetrainConfig) -> list[str]:
+    return [] if config.automatic else ["retrain.automatic is false: only what is asked for by hand is trained"]
+
+
+def _too_soon(situation: Situation, config: RetrainConfig) -> list[str]:
+    """Hold for the cooldown, doubled for each challenger in a row that did not take over."""
+    if not situation.trainings:
+        return []
+    cooldown = timedelta(minutes=config.cooldown_minutes)
+    wait = max(cooldown, min(cooldown * 2 ** min(situation.rejected, 20), LONGEST_WAIT))
+    elapsed = max(situation.now - situation.trainings[-1], timedelta(0))
+    if elapsed >= wait:
+        return []
+    minutes, minute = wait / timedelta(minutes=1), timedelta(minutes=1)
+    why = f" after {situation.rejected} challengers in a row that did not take over" if situation.rejected else ""
+    return [
+        f"the last training was {elapsed / minute:.1f} minutes ago: "
+        f"{(wait - elapsed) / minute:.1f} of {minutes:g} minutes of cooldown{why} remain"
+    ]
+
+
+def _over_budget(situation: Situation, config: RetrainConfig) -> list[str]:
+    recent = sum(situation.now - training < WEEK for training in situation.trainings)
+    if recent < config.max_per_week:
+        return []
+    return [f"{recent} trainings in the last 7 days; retrain.max_per_week is {config.max_per_week}"]
+
+
+def _passing(looks: Sequence[bool], config: RetrainConfig) -> list[str]:
+    """Hold for drift that not enough of the last looks have found."""
+    last = looks[-config.drift_of :]
+    if sum(last) >= config.drift_looks:
+        return []
+    return [
+        f"{sum(last)} of the last {len(last)} looks found drift; {config.drift_looks} of {config.drift_of} are needed"
+    ]
+
+
+def _harmless(harm: Harm | None, config: RetrainConfig) -> list[str]:
+    if harm is None or not is_harmless(harm, config.harmless_margin):
+        return []
+    return [
+        f"the drift does no harm: loss {harm.loss.value:.4f} (at most {harm.loss.high:.4f}) on labels, "
+        f"{harm.tolerated:.4f} and {config.harmless_margin:g} more are tolerated"
+    ]

@@ -11,10 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from homeostat.config import RetrainConfig, RolloutConfig
+from homeostat.errors import DataInvalid
 from homeostat.policy.promotion import decide_promotion
-from homeostat.policy.retraining import decide_retrain
+from homeostat.policy.retraining import LONGEST_WAIT, Situation, decide_again, decide_retrain, past_trainings
 from homeostat.policy.rollback import decide_rollback
-from homeostat.records import Comparison, Harm, Interval
+from homeostat.records import Comparison, Harm, Interval, LedgerEntry
 
 NOW = datetime(2026, 1, 1, 12, tzinfo=UTC)
 
@@ -98,9 +99,9 @@ def test_no_evidence_both_promotes_and_rolls_back(low, width, margin, rollback_m
     ],
 )
 def test_retraining(trigger, minutes, labelled, kind, reasons):
-    last = None if minutes is None else NOW - timedelta(minutes=minutes)
+    last = () if minutes is None else (NOW - timedelta(minutes=minutes),)
     config = RetrainConfig(cooldown_minutes=60, min_labelled_rows=10)
-    verdict = decide_retrain(trigger, last, NOW, labelled, config)
+    verdict = decide_retrain(trigger, Situation(NOW, last, labelled_rows=labelled, looks=(True,)), config)
     assert verdict.kind == kind
     assert len(verdict.reasons) == len(reasons)
     assert all(expected in found for expected, found in zip(reasons, verdict.reasons, strict=True))
@@ -123,7 +124,92 @@ def harm(loss: float, high: float, *, harmed: bool = False) -> Harm:
     ],
 )
 def test_drift_without_harm_does_not_retrain(trigger, found, kind, reason):
-    verdict = decide_retrain(trigger, None, NOW, 500, RetrainConfig(harmless_margin=0.05), found)
+    situation = Situation(NOW, labelled_rows=500, looks=(True,), harm=found)
+    verdict = decide_retrain(trigger, situation, RetrainConfig(harmless_margin=0.05))
     assert (verdict.kind, len(verdict.reasons)) == (kind, 1)
     assert reason in verdict.reasons[0]
-    assert verdict.evidence["harm"]["labels"] == 500
+    assert verdict.evidence["situation"]["harm"]["labels"] == 500
+
+
+def ago(*hours: float) -> tuple[datetime, ...]:
+    return tuple(NOW - timedelta(hours=hour) for hour in hours)
+
+
+@pytest.mark.parametrize(
+    ("situation", "settings", "reason"),
+    [
+        (
+            Situation(NOW, ago(1.5), rejected=1),
+            {},
+            "90.0 minutes ago: 30.0 of 120 minutes of cooldown after 1 challengers",
+        ),
+        (Situation(NOW, ago(100), rejected=30), {}, "of 10080 minutes of cooldown after 30 challengers in a row"),
+        (Situation(NOW, ago(*range(160, 20, -10))), {}, "14 trainings in the last 7 days; retrain.max_per_week is 14"),
+        (Situation(NOW), {"automatic": False}, "retrain.automatic is false"),
+        (Situation(NOW, looks=(True, False, True)), {"drift_looks": 3, "drift_of": 3}, "2 of the last 3 looks found"),
+        (Situation(NOW, looks=(True, True)), {"drift_looks": 2, "drift_of": 2, "automatic": False}, "automatic"),
+    ],
+)
+def test_retraining_waits(situation, settings, reason):
+    settings = {"cooldown_minutes": 60, **settings}
+    verdict = decide_retrain("drift" if situation.looks else "schedule", situation, RetrainConfig(**settings))
+    assert verdict.kind == "hold"
+    assert len(verdict.reasons) == 1
+    assert reason in verdict.reasons[0]
+    assert decide_retrain("manual", situation, RetrainConfig(**settings)).kind == "retrain"
+
+
+def test_drift_that_lasts_retrains():
+    config = RetrainConfig(drift_looks=2, drift_of=3)
+    assert decide_retrain("drift", Situation(NOW, looks=(True, False, False)), config).kind == "hold"
+    assert decide_retrain("drift", Situation(NOW, looks=(False, True, False, True)), config).kind == "retrain"
+    assert decide_retrain("harm", Situation(NOW, looks=(False,)), config).kind == "retrain", "harm need not last"
+    with pytest.raises(ValueError, match="drift never retrains"):
+        RetrainConfig(drift_looks=3, drift_of=2)
+
+
+@given(
+    st.sampled_from(["manual", "schedule", "drift", "harm"]),
+    st.lists(st.floats(-10, 400), max_size=20),
+    st.integers(0, 30),
+    st.lists(st.booleans(), max_size=5),
+    st.booleans(),
+)
+def test_the_same_evidence_gives_the_same_verdict(trigger, hours, rejected, looks, harmed):
+    found = harm(0.1, math.nan if harmed else 0.2, harmed=harmed)
+    situation = Situation(NOW, ago(*sorted(hours, reverse=True)), rejected, 20, tuple(looks), found)
+    verdict = decide_retrain(trigger, situation, RetrainConfig(drift_looks=1, drift_of=3))
+    again = decide_again(json.loads(json.dumps(verdict.evidence)))
+    assert (again.kind, again.reasons) == (verdict.kind, verdict.reasons)
+    with pytest.raises(DataInvalid, match="no evidence of a verdict on retraining"):
+        decide_again({"trigger": trigger})
+
+
+def test_thirty_days_of_permanent_drift_and_harm_keep_the_budget():
+    """Looks come every hour, all with drift; no challenger takes over, or each does."""
+    for takes_over in (False, True):
+        config, trainings, rejected, now = RetrainConfig(max_per_week=5), [], 0, NOW
+        for _ in range(30 * 24):
+            now += timedelta(hours=1)
+            for trigger in ("drift", "harm", "schedule"):  # all roads lead to one policy
+                situation = Situation(now, tuple(trainings), rejected, 100, (True,))
+                if decide_retrain(trigger, situation, config).kind == "retrain":
+                    trainings.append(now)
+                    rejected = 0 if takes_over else rejected + 1
+        for end in trainings:
+            assert sum(end - timedelta(days=7) < training <= end for training in trainings) <= 5
+        assert len(set(trainings)) == len(trainings), "one training, whoever asks"
+        assert len(trainings) == (25 if takes_over else 10)
+        if not takes_over:
+            assert trainings[-1] - trainings[-2] >= LONGEST_WAIT
+
+
+def test_trainings_since_the_last_promotion_are_rejected_ones():
+    def entry(sequence: int, action: str) -> LedgerEntry:
+        time = (NOW + timedelta(hours=sequence)).isoformat()
+        return LedgerEntry(sequence, time, "toy", action, "t", "t", 1, 1, None, {}, "", "")
+
+    entries = [entry(i, a) for i, a in enumerate(("retrain", "promote", "drift", "retrain", "verdict", "retrain"), 1)]
+    times, rejected = past_trainings(entries)
+    assert (len(times), rejected) == (3, 2)
+    assert past_trainings([]) == ((), 0)
