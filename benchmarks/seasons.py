@@ -18,8 +18,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
 import pandas as pd
-from scipy.stats import beta
 
+from benchmarks.drift_alarms import interval
 from homeostat.monitoring.drift import COLUMNS, sequential_alarms
 from homeostat.monitoring.seasons import follow, log_evidence
 from homeostat.monitoring.sequence import Check, DriftState, check, make_pool
@@ -80,13 +80,6 @@ def stream(job: Job) -> float | None:
         ):
             return (number + 1) * LOOK / 24 - (0 if change == "none" else begins)
     return None
-
-
-def interval(hits: int, n: int) -> str:
-    """Return a share with its 95 % interval (Clopper & Pearson)."""
-    low = 0.0 if hits == 0 else float(beta.ppf(0.025, hits, n - hits + 1))
-    high = 1.0 if hits == n else float(beta.ppf(0.975, hits + 1, n - hits))
-    return f"{hits} of {n} ({low:.1%} to {high:.1%})"
 
 
 def main() -> None:
