@@ -8,6 +8,7 @@ from prefect.runtime import flow_run
 
 from homeostat.control.store import ControlStore
 from homeostat.control.windows import Windows
+from homeostat.errors import Conflict
 from homeostat.policy.retraining import Situation, Trigger, decide_retrain, past_trainings
 from homeostat.records import BundleRef, Monitoring, Verdict
 from homeostat.sealing import load_keyring
@@ -20,31 +21,35 @@ def decide_whether_to_retrain(project: str, trigger: Trigger) -> Verdict:
     from homeostat.monitoring.window import count_labelled
 
     at = open_project(project)
-    store, now = ControlStore(at.settings.control_url), datetime.now(UTC)
-    name = at.config.name
-    since = now - timedelta(days=at.config.retrain.traffic_days)
+    store, name, config = ControlStore(at.settings.control_url), at.config.name, at.config.retrain
+    since = datetime.now(UTC) - timedelta(days=config.traffic_days)
     labelled = count_labelled(at.settings.traffic_path, name, since, load_keyring(at.settings))
-    champion = store.champion(name)
-    looks = _looks(at.settings.control_url, champion, at.config.retrain.drift_of)
-    trainings, rejected = past_trainings(store.history(name) if champion else [])
-    situation = Situation(
-        now=now,
-        trainings=trainings[-at.config.retrain.max_per_week - 1 :],
-        rejected=rejected,
-        labelled_rows=labelled,
-        looks=tuple(look.drifted for look in looks),
-        harm=next((harm for look in looks[-1:] for harm in look.harm if harm.name == "all"), None),
-    )
-    verdict = decide_retrain(trigger, situation, at.config.retrain)
-    store.record(
-        at.config.name,
-        "retrain" if verdict.kind == "retrain" else "verdict",
-        actor=f"flow_run {flow_run.id}",
-        reason="; ".join(verdict.reasons),
-        evidence=asdict(verdict) | {"trigger": trigger},
-    )
-    get_run_logger().info("%s: %s", verdict.kind, "; ".join(verdict.reasons))
-    return verdict
+    looks = _looks(at.settings.control_url, store.champion(name), config.drift_of)
+    while True:
+        past = past_trainings([entry for entry in store.history() if entry.model == name])
+        situation = Situation(
+            now=datetime.now(UTC),
+            trainings=past.times[-config.max_per_week - 1 :],
+            rejected=past.rejected,
+            labelled_rows=labelled,
+            looks=tuple(look.drifted for look in looks),
+            harm=next((harm for look in looks[-1:] for harm in look.harm if harm.name == "all"), None),
+        )
+        verdict = decide_retrain(trigger, situation, config)
+        try:
+            store.record(
+                name,
+                "retrain" if verdict.kind == "retrain" else "verdict",
+                actor=f"flow_run {flow_run.id}",
+                reason="; ".join(verdict.reasons),
+                evidence=asdict(verdict) | {"trigger": trigger},
+                after=past.newest if verdict.kind == "retrain" else None,
+            )
+        except Conflict as conflict:  # another flow run has decided meanwhile: that counts
+            get_run_logger().info("%s", conflict)
+            continue
+        get_run_logger().info("%s: %s", verdict.kind, "; ".join(verdict.reasons))
+        return verdict
 
 
 def _looks(url: str, champion: BundleRef | None, count: int) -> list[Monitoring]:

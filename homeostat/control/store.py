@@ -7,7 +7,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
-from sqlalchemy import select
+from sqlalchemy import func, select
 
 from homeostat.control import ledger as chain
 from homeostat.control import rows
@@ -15,7 +15,7 @@ from homeostat.control.database import Database
 from homeostat.control.rows import Decision
 from homeostat.control.status import Status, status_of
 from homeostat.control.tables import ledger, quarantine, rollout
-from homeostat.errors import ControlError, NotFound
+from homeostat.errors import Conflict, ControlError, NotFound
 from homeostat.records import BundleRef, LedgerEntry, Rollout
 
 NO_EVIDENCE: Mapping[str, Any] = {}
@@ -295,11 +295,21 @@ class ControlStore:
         evidence: Mapping[str, Any] = NO_EVIDENCE,
         version: int | None = None,
         sha256: str | None = None,
+        after: int | None = None,
     ) -> LedgerEntry:
-        """Write an entry that changes no row, such as `verdict` or `drift`; returns it."""
+        """Write an entry that changes no row, such as `verdict` or `drift`; returns it.
+
+        after: number of the newest entry of this model and action that the caller knows, 0 for none:
+        raises Conflict when another one has come since, so that of two who decide at once one does.
+        """
         if action in chain.CHANGES_CHAMPION:
             raise ControlError(f"{action!r} changes the rollout row: use ControlStore.{action}")
         with self._database.write() as connection:
+            if after is not None:
+                known = (ledger.c.model == model) & (ledger.c.action == action)
+                newest = connection.execute(select(func.max(ledger.c.sequence)).where(known)).scalar() or 0
+                if newest != after:
+                    raise Conflict(f"{model}: ledger entry {newest} is a newer {action} than {after}; decide again")
             row = rows.find(connection, model)
             decision = Decision(action, actor, reason, evidence)
             time = rows.now(connection, self._clock())

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -35,6 +35,16 @@ class Situation:
     """Whether the newest looks at the live version found drift, the oldest first."""
     harm: Harm | None = None
     """What the labels of the last look say of the loss of all rows, if any have come."""
+
+
+class PastTrainings(NamedTuple):
+    """Trainings that the policy let start."""
+
+    times: tuple[datetime, ...]
+    rejected: int
+    """Since the last promotion."""
+    newest: int
+    """Number of the newest one's ledger entry, 0 for none."""
 
 
 _SITUATION = TypeAdapter(Situation)
@@ -73,12 +83,15 @@ def decide_again(evidence: Mapping[str, Any]) -> Verdict:
     return decide_retrain(trigger, situation, config)
 
 
-def past_trainings(entries: Sequence[LedgerEntry]) -> tuple[tuple[datetime, ...], int]:
-    """Return when the ledger says that trainings were let start, and how many have come since the last promotion."""
+def past_trainings(entries: Sequence[LedgerEntry]) -> PastTrainings:
+    """Return what a model's ledger says of the trainings that were let start, the oldest entry first."""
     trainings = [entry for entry in entries if entry.action == "retrain"]
     promoted = max((entry.sequence for entry in entries if entry.action == "promote"), default=0)
-    times = tuple(datetime.fromisoformat(entry.time) for entry in trainings)
-    return times, sum(entry.sequence > promoted for entry in trainings)
+    return PastTrainings(
+        times=tuple(datetime.fromisoformat(entry.time) for entry in trainings),
+        rejected=sum(entry.sequence > promoted for entry in trainings),
+        newest=trainings[-1].sequence if trainings else 0,
+    )
 
 
 def is_harmless(harm: Harm, margin: float) -> bool:

@@ -138,3 +138,30 @@ def test_kill_9_leaves_a_whole_store(url, lines):
     assert row.generation >= lines + 1
     assert row.champion.version == (last if (row.generation - lines) % 2 else 3 - last)
     assert store.champion_at("digits", ControlStore(url)._clock()).version == row.champion.version
+
+
+def test_of_many_who_decide_at_once_one_does(url):
+    store = ControlStore(url, timeout_seconds=20)
+    store.register_bundle(ref(1))
+    store.promote("digits", 1, expected_generation=0, **WHY)
+    store.record("digits", "verdict", **WHY)  # another action
+    racers, outcomes = 8, []
+    barrier, refused = threading.Barrier(racers), []
+
+    def decide() -> None:
+        mine = ControlStore(url, timeout_seconds=20)
+        barrier.wait(10)
+        try:
+            outcomes.append(mine.record("digits", "retrain", **WHY, after=0).sequence)
+        except Conflict as conflict:
+            refused.append(str(conflict))
+
+    threads = [threading.Thread(target=decide) for _ in range(racers)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+    assert (len(outcomes), len(refused)) == (1, racers - 1)
+    assert all("is a newer retrain than 0; decide again" in said for said in refused)
+    assert store.record("digits", "retrain", **WHY, after=outcomes[0]).sequence > outcomes[0]
+    assert [entry.action for entry in store.history("digits")].count("retrain") == 2

@@ -210,6 +210,6 @@ def test_trainings_since_the_last_promotion_are_rejected_ones():
         return LedgerEntry(sequence, time, "toy", action, "t", "t", 1, 1, None, {}, "", "")
 
     entries = [entry(i, a) for i, a in enumerate(("retrain", "promote", "drift", "retrain", "verdict", "retrain"), 1)]
-    times, rejected = past_trainings(entries)
-    assert (len(times), rejected) == (3, 2)
-    assert past_trainings([]) == ((), 0)
+    past = past_trainings(entries)
+    assert (len(past.times), past.rejected, past.newest) == (3, 2, 6)
+    assert past_trainings([]) == ((), 0, 0)
