@@ -16,25 +16,15 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
 
+from benchmarks.projects import Rows
 from homeostat.config import MonitorConfig
-from homeostat.dataset import Array, Dataset
+from homeostat.dataset import Array
 from homeostat.monitoring.outliers import find_outliers
 from homeostat.monitoring.reference import Reference
 from homeostat.monitoring.traffic import TrafficRows
-from homeostat.project import Project
 
 REFERENCE, WINDOW = 2_000, 1_000
 SHARES = (0.0, 0.01, 0.05)
-
-
-class Rows(Project):
-    """Columns as they are."""
-
-    def load_data(self) -> Dataset:
-        raise NotImplementedError
-
-    def build_model(self, train: Dataset) -> object:
-        raise NotImplementedError
 
 
 def tables(seed: int) -> dict[str, tuple[Array, Array]]:

@@ -57,19 +57,13 @@ start = time.perf_counter()
 peak = next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmHWM"))
 print(json.dumps([time.perf_counter() - start, peak / 1024]))
 """
-PROJECT = '''
-from homeostat.project import Project
+PROJECT = """
+from benchmarks.projects import Rows
 
 
-class Wide(Project):
-    """Which of two classes."""
-
-    def load_data(self):
-        raise NotImplementedError
-
-    def build_model(self, train):
-        raise NotImplementedError
-'''
+class Wide(Rows):
+    '''Which of two classes.'''
+"""
 TOML = 'name = "wide"\nproject = "projects.wide.project:Wide"\ntask = "classification"\n'
 WHY = {"actor": "benchmark", "reason": "measured"}
 
@@ -147,12 +141,12 @@ def make_home(root: Path, requests: int) -> None:
     import numpy as np
     from onnx import TensorProto, helper, numpy_helper
 
+    from benchmarks.projects import Rows
     from homeostat.config import ProjectConfig
     from homeostat.control.store import ControlStore
     from homeostat.dataset import Dataset
     from homeostat.inference import predict
     from homeostat.monitoring.reference import make_reference
-    from homeostat.project import Project
     from homeostat.serving.capture.writer import INSERT_REQUEST, REPLACE_LABEL, connect
     from homeostat.tensors import pack
     from tests.bundles import make_bundle
@@ -176,17 +170,10 @@ def make_home(root: Path, requests: int) -> None:
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
     onnx: bytes = model.SerializeToString()
 
-    class Wide(Project):
-        def load_data(self) -> Dataset:
-            raise NotImplementedError
-
-        def build_model(self, train: Dataset) -> object:
-            raise NotImplementedError
-
     names = tuple(f"x{i}" for i in range(20))
     held_out = Dataset.from_arrays({"x": x[requests:]}, y[requests:], columns={"x": names})
     config = ProjectConfig(name="wide", project="projects.wide.project:Wide", task="classification")
-    reference = make_reference(Wide(), config, held_out, onnx, 0)
+    reference = make_reference(Rows(), config, held_out, onnx, 0)
     home = root / "var"
     now = datetime.now(UTC)
     store = ControlStore(f"sqlite:///{home}/control.db", clock=lambda: now - timedelta(days=2))

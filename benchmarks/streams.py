@@ -26,12 +26,12 @@ from onnx import TensorProto, helper, numpy_helper
 from sklearn.neural_network import MLPClassifier, MLPRegressor
 from sklearn.preprocessing import StandardScaler
 
+from benchmarks.projects import Rows
 from homeostat.config import DataConfig, ProjectConfig
 from homeostat.dataset import Array, Dataset
 from homeostat.monitoring.backtest import Backtest, Labels, Replay, Score, score, window_edges
 from homeostat.monitoring.history import Columns, read_history
 from homeostat.monitoring.reference import Reference, load_reference, make_reference
-from homeostat.project import Project
 
 FIRST = 0.2
 """Share of a stream that the model is trained on, its first rows ..."""
@@ -41,16 +41,6 @@ DELAYS = (0, 1, 7)
 WEEK = timedelta(days=7)
 SEEDS = 5
 BY_TIME = DataConfig(split="time")
-
-
-class Stream(Project):
-    """Rows in the order of their time."""
-
-    def load_data(self) -> Dataset:
-        raise NotImplementedError
-
-    def build_model(self, train: Dataset) -> object:
-        raise NotImplementedError
 
 
 def elec2_whole(folder: Path) -> pd.DataFrame:
@@ -148,7 +138,7 @@ def live(source: Source, frame: pd.DataFrame, seed: int, share: float, folder: P
     y = frame["label"].to_numpy(np.int64 if source.config.task == "classification" else np.float64)
     onnx = exported(x[:fitted], y[:fitted], source.config.task, seed)
     held_out = Dataset.from_arrays({"x": x[fitted:first]}, y[fitted:first], columns={"x": columns})
-    reference = load_reference(make_reference(Stream(), source.config, held_out, onnx, seed))
+    reference = load_reference(make_reference(Rows(), source.config, held_out, onnx, seed))
     path = folder / f"{source.config.name}.parquet"
     frame.iloc[first:].to_parquet(path)
     return Lived(onnx, reference, path)
@@ -159,7 +149,7 @@ def replay(source: Source, lived: Lived, delay: int, *, drift: bool) -> Backtest
     history = read_history(lived.path, Columns(), source.config, lived.reference, lived.onnx, 1)
     edges = window_edges(history.rows.times, WEEK)
     labels = Labels(timedelta(days=delay))
-    again = Replay(Stream(), source.config, lived.reference, 1, history.rows, edges, labels, drift=drift)
+    again = Replay(Rows(), source.config, lived.reference, 1, history.rows, edges, labels, drift=drift)
     return again.finish(list(again.windows()), history.notes)
 
 

@@ -30,14 +30,6 @@ DESCRIPTION_LIMIT = 5000
 """Characters that MLflow's database keeps of a description."""
 
 
-VERDICTS = {
-    "": "",
-    "within": "; within `gate.max_group_gap`",
-    "over": "; **over `gate.max_group_gap`**",
-    "inconclusive": "; too few rows to say whether it is within `gate.max_group_gap`",
-}
-
-
 def _cell(value: object) -> str:
     return str(value).replace("|", "\\|").replace("\n", " ")
 
@@ -122,7 +114,7 @@ def _attribute(found: Fairness) -> str:
     rates = list(dict.fromkeys(rate for group in found.groups for rate in group.rates))
     rows = [(group.group, group.labelled, *(shown(group.rates.get(rate)) for rate in rates)) for group in found.groups]
     head = (_cell(found.attribute), "rows", *(rate.replace("_", " ") for rate in rates))
-    gaps = [f"- {_cell(gap)}{VERDICTS[gap.verdict]}" for gap in found.gaps]
+    gaps = [f"- {_cell(gap)}" for gap in found.gaps]
     notes = [f"- {_cell(note)}" for note in found.notes]
     return "\n\n".join(filter(None, (_table(head, rows) if rows else "", "\n".join(gaps + notes))))
 

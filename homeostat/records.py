@@ -245,6 +245,14 @@ class GroupFigures:
     """error and, of two classes, selection_rate, true_positive_rate and false_positive_rate; no rate of few rows."""
 
 
+GAP_VERDICTS = {
+    "": "",
+    "within": ", within gate.max_group_gap",
+    "over": ", over gate.max_group_gap",
+    "inconclusive": ", too few rows to say whether it is within gate.max_group_gap",
+}
+
+
 @dataclass(frozen=True)
 class Gap:
     """How far the two groups that are farthest apart are; the interval holds for all pairs together."""
@@ -260,12 +268,11 @@ class Gap:
     """Against gate.max_group_gap; empty where it sets no limit."""
 
     def __str__(self) -> str:
-        """One line for people."""
+        """One line for people, with what the limit says of it."""
         of = f" of class {self.label}" if self.label else ""
-        ends = f"{self.value.low:.3g} to {self.value.high:.3g}"
-        return (
-            f"{self.metric.replace('_', ' ')}{of}: {self.value.value:.3g} ({ends}) between {self.high} and {self.low}"
-        )
+        size = f"{self.value.value:.3g} ({self.value.low:.3g} to {self.value.high:.3g})"
+        groups = f"between {self.high} and {self.low}"
+        return f"{self.metric.replace('_', ' ')}{of}: {size} {groups}{GAP_VERDICTS[self.verdict]}"
 
 
 @dataclass(frozen=True)

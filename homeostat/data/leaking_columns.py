@@ -181,6 +181,7 @@ def _folds(data: Dataset, seed: int) -> Array:
 
 def _score(values: Array, target: Array, folds: Array, task: Task, seed: int) -> float:
     from scipy.stats import rankdata
+    from sklearn.metrics import balanced_accuracy_score, r2_score
     from sklearn.tree import DecisionTreeClassifier, DecisionTreeRegressor
 
     known = values[~np.isnan(values)]
@@ -200,7 +201,5 @@ def _score(values: Array, target: Array, folds: Array, task: Task, seed: int) ->
         )
         answers[~inside] = tree.fit(matrix[inside], wanted[inside]).predict(matrix[~inside])
     if task == "classification":
-        labels = np.unique(target)
-        recall = float(np.mean([(answers[target == label] == label).mean() for label in labels]))
-        return max(0.0, (recall - 1 / len(labels)) / (1 - 1 / len(labels)))
-    return max(0.0, 1 - float(np.mean((answers - wanted) ** 2) / np.var(wanted)))
+        return max(0.0, float(balanced_accuracy_score(wanted, answers, adjusted=True)))
+    return max(0.0, float(r2_score(wanted, answers)))

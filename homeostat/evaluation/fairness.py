@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -24,8 +25,8 @@ MAX_GROUPS, MAX_CLASSES = 20, 20
 """The most frequent ones."""
 RATES = {"selection_rate": "demographic_parity", "true_positive_rate": "equalized_odds"}
 RATES |= {"false_positive_rate": "equalized_odds"}
-NAMES = {"error": "error", "selection_rate": "selected", "true_positive_rate": "true positives"}
-NAMES |= {"false_positive_rate": "false positives"}
+"""Rate -> the gap that its differences belong to; those of `error` are one of their own."""
+MEASURED = ("error", *RATES)
 
 
 def group_figures(
@@ -33,7 +34,8 @@ def group_figures(
 ) -> tuple[Fairness, ...]:
     """Return the figures of each attribute in gate.sensitive, by group and between groups.
 
-    target: [n], NaN where it is not known yet. groups: attribute -> [n] str, empty where it is unknown.
+    target: [n] float64, NaN where it is not known yet. outputs: [n, k], or output name -> [n, k]. groups:
+    attribute -> [n] str, empty where it is unknown.
 
     Classification: error, and for each class (of two: the second alone) the shares selected, true positive and
     false positive (fairlearn); regression: the mean absolute error. The gaps are the largest differences
@@ -56,8 +58,8 @@ def check_gap(found: Sequence[Fairness], gate: GateConfig) -> None:
         for gap in one.gaps:
             if gap.verdict == "over":
                 raise GateFailed(
-                    f"groups of {one.attribute} are apart: {gap}, over gate.max_group_gap "
-                    f"{gate.max_group_gap:g}; nothing is registered: look at the rows of {gap.high!r} and {gap.low!r}, "
+                    f"groups of {one.attribute} are apart: {gap} {gate.max_group_gap:g}; "
+                    f"nothing is registered: look at the rows of {gap.high!r} and {gap.low!r}, "
                     "weigh or collect more of them, or move the limit in project.toml"
                 )
 
@@ -102,7 +104,7 @@ def _attribute(name: str, task: Task, target: Array, decided: Array, group: Arra
 def _errors(
     name: str, target: Array, decided: Array, group: Array, kept: Array, gate: GateConfig, notes: list[str]
 ) -> Fairness:
-    from scipy.stats import t, ttest_ind
+    from scipy.stats import ttest_1samp, ttest_ind
 
     error = np.abs(decided - target)
     seen = np.isfinite(error)
@@ -110,9 +112,8 @@ def _errors(
     figures = []
     for one, of in losses.items():
         if len(of) >= MIN_ROWS:
-            half = float(t.ppf((1 + gate.confidence) / 2, len(of) - 1)) * float(of.std(ddof=1)) / np.sqrt(len(of))
-            mean = float(of.mean())
-            error_of = {"error": Interval(mean, mean - half, mean + half, gate.confidence)}
+            ends = ttest_1samp(of, 0).confidence_interval(gate.confidence)
+            error_of = {"error": Interval(float(of.mean()), float(ends.low), float(ends.high), gate.confidence)}
         else:
             error_of = {}
         figures.append(GroupFigures(one, int((group == one).sum()), len(of), error_of))
@@ -147,16 +148,16 @@ def _shares(
             int(first.loc[one, "labelled"]),
             {
                 rate: _wilson(first.loc[one, f"{rate}_of"], first.loc[one, f"{rate}_n"], gate.confidence)
-                for rate in (NAMES if binary else ("error",))
+                for rate in (MEASURED if binary else ("error",))
                 if first.loc[one, f"{rate}_n"] >= MIN_ROWS
             },
         )
         for one in kept
     )
     gaps: dict[str, list[Gap]] = {}
-    family = len(list(itertools.combinations(kept, 2)))
+    family = math.comb(len(kept), 2)
     for label, frame in frames.items():
-        for rate in NAMES:
+        for rate in MEASURED:
             if rate == "error" and frame is not first:
                 continue
             many = family * (1 if rate == "error" else len(frames) * (2 if RATES[rate] == "equalized_odds" else 1))

@@ -29,8 +29,10 @@ def find_label_issues(
 ) -> LabelQuality:
     """Return the labels that are probably wrong, `most` of them by name, or why none can be told.
 
-    target: [n] class indices. outputs: what the model answers to rows that it was not fitted on. names: [n] of
-    the rows. Confident learning (Northcutt et al. 2021, "Confident Learning: Estimating Uncertainty
+    target: [n] class indices. outputs: [n, k], or output name -> [n, k]: what the model answers to rows that it
+    was not fitted on. names: [n] of the rows. classes: names of the classes, in order.
+
+    Confident learning (Northcutt et al. 2021, "Confident Learning: Estimating Uncertainty
     in Dataset Labels") by cleanlab: a row of class i counts as one of j where the model is as sure of j as it
     usually is of rows of j; so many of each pair are named, by the smallest margin. It takes the
     model to be right more often than the labels are wrong: it cannot tell a model that has become

@@ -38,11 +38,11 @@ def find_outliers(
     """Return the rows of a window that are unlike the reference, `most` by name; None when rate is 0.
 
     A quarter of the reference fits a score, which never sees the rest: for tables an isolation forest (Liu
-    et al. 2008) on the columns of the project's frame, for inputs of three axes or more (images) the error
-    of their reconstruction from principal components. The rest gives each row a conformal p-value, and
-    Benjamini and Hochberg's procedure at `rate` names rows: of those named at most that share, on average, is
-    none, as long as the others are exchangeable with the reference (Bates et al. 2023, "Testing for
-    outliers with conformal p-values", theorem 2).
+    et al. 2008) on the columns of the project's frame, for inputs of three axes or more (images) how unlikely
+    principal components make them, by the error of their reconstruction above all. The rest gives each
+    row a conformal p-value, and Benjamini and Hochberg's procedure at `rate` names rows: of those named at
+    most that share, on average, is none, as long as the others are exchangeable with the reference
+    (Bates et al. 2023, "Testing for outliers with conformal p-values", theorem 2).
     """
     if rate == 0 or not len(rows):
         return None
@@ -152,7 +152,7 @@ def _reconstruction(fitted: Array) -> Callable[[Array], Array]:
     from sklearn.decomposition import PCA
 
     low, high = np.nanmin(fitted), np.nanmax(fitted)
-    reach = max(float(high - low), 1e-6)
+    reach = max(float(high - low), LEAST_SPAN)
 
     def finite(values: Array) -> Array:
         # what is no number, or far out of reach, is far from everything that was fitted

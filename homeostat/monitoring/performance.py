@@ -85,11 +85,14 @@ def _metric_losses(name: str, metric: Metric) -> RowLosses:
 
 def usable_labels(rows: TrafficRows, task: Task) -> TrafficRows:
     """Return the rows whose label can be held against the answer: in classification, one of its classes."""
-    labelled = rows.take(rows.labelled)
-    if task == "regression" or not len(labelled):
-        return labelled
-    classes = max(2, matrix(labelled.outputs).shape[1])
-    return labelled.take(possible_classes(labelled.labels, classes))
+    return rows.take(_usable(rows, task))
+
+
+def _usable(rows: TrafficRows, task: Task) -> Array:
+    if task == "regression" or not rows.labelled.any():
+        return rows.labelled
+    usable: Array = rows.labelled & possible_classes(rows.labels, max(2, matrix(rows.outputs).shape[1]))
+    return usable
 
 
 def live_fairness(config: ProjectConfig, rows: TrafficRows) -> tuple[Fairness, ...]:
@@ -99,11 +102,7 @@ def live_fairness(config: ProjectConfig, rows: TrafficRows) -> tuple[Fairness, .
     """
     if not config.gate.sensitive or not len(rows):
         return ()
-    labels = rows.labels
-    if config.task == "classification":
-        usable = np.nan_to_num(labels, nan=-1.0)
-        classes = max(2, matrix(rows.outputs).shape[1])
-        labels = np.where(possible_classes(usable, classes), labels, np.nan)
+    labels = np.where(_usable(rows, config.task), rows.labels, np.nan)
     return group_figures(config.task, labels, rows.outputs, rows.slices, config.gate)
 
 

@@ -125,7 +125,7 @@ def test_groups_of_people(records):
     card = model_card(**records | {"evaluation": replace(records["evaluation"], fairness=fairness)})
     assert "| sex | rows | error |" in card
     assert "| f\\|x | 280 | 0.100 (0.080 to 0.120) |\n| m | 9 | - |" in card
-    assert "- error: 0.1 (0.02 to 0.2) between m and f\\|x; too few rows to say whether it is within" in card
+    assert "- error: 0.1 (0.02 to 0.2) between m and f\\|x, too few rows to say whether it is within" in card
     assert "- 4 of 504 rows name no sex" in card
 
 

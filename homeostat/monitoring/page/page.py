@@ -259,7 +259,7 @@ def _groups(found: Fairness) -> tuple[str, list[str], list[tuple[str, ...]], lis
         )
         for group in found.groups
     ]
-    said = [words.clip(words.gap(gap), REASON) for gap in found.gaps] + [
+    said = [words.clip(words.sentence(str(gap)), REASON) for gap in found.gaps] + [
         words.clip(note, REASON) for note in found.notes
     ]
     return words.clip(found.attribute, 60), [rate.replace("_", " ") for rate in rates], rows, said

@@ -10,7 +10,6 @@ from datetime import UTC, datetime
 from homeostat.monitoring.drift import COLUMNS, P_VALUE_METHODS
 from homeostat.records import (
     ColumnDrift,
-    Gap,
     Harm,
     Interval,
     LabelQuality,
@@ -248,13 +247,6 @@ def skewed(finding: SkewFinding) -> str:
     """Return one difference between serving and replay."""
     where = f"request {clip(finding.request_id, 60)} row {finding.row}: {finding.kind} {clip(finding.column, 60)}"
     return f"{where} was {clip(str(finding.served), 40)}, replayed {clip(str(finding.replayed), 40)}"
-
-
-def gap(found: Gap) -> str:
-    """Return how far two groups are apart, and what the limit says of it."""
-    said = {"over": ": over gate.max_group_gap", "within": ": within gate.max_group_gap"}
-    said |= {"inconclusive": ": too few rows to say whether it is within gate.max_group_gap"}
-    return sentence(f"{found}{said.get(found.verdict, '')}")
 
 
 def label_quality(found: LabelQuality) -> str:

@@ -130,7 +130,7 @@ def test_groups_of_people_stand_beside_each_other():
     fairness = (Fairness("sex", groups, (gap,), ("4 rows name no sex",)), Fairness("age", notes=("nothing",)))
     said = words_of(replace(case, window=replace(case.window, fairness=fairness)))
     assert "sex group rows labelled error <f> 3,000 280 0.1 (0.08 to 0.12) m 200 0" in said
-    assert "Error: 0.1 (0.02 to 0.2) between m and <f>: over gate.max_group_gap." in said
+    assert "Error: 0.1 (0.02 to 0.2) between m and <f>, over gate.max_group_gap." in said
     assert "4 rows name no sex" in said
 
 
