@@ -6,10 +6,14 @@ import hashlib
 import json
 import math
 import tomllib
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Literal
+from types import UnionType
+from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic.fields import FieldInfo
+from pydantic_core import ErrorDetails
 
 from homeostat.errors import ConfigError
 from homeostat.records import Task
@@ -409,50 +413,54 @@ class ProjectConfig(Section):
         return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _section(location: tuple[int | str, ...]) -> type[BaseModel]:
-    """Return the section that holds the key at `location`."""
-    model: type[BaseModel] = ProjectConfig
+def _fields(model: type[BaseModel], location: tuple[int | str, ...]) -> Mapping[str, FieldInfo]:
+    """Return the keys that may stand where the last part of `location` does."""
+    annotation: Any = model
     for part in location[:-1]:
-        annotation = model.model_fields[str(part)].annotation
-        options = getattr(annotation, "__args__", (annotation,))
-        model = next(o for o in options if isinstance(o, type) and issubclass(o, BaseModel))
-    return model
+        if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+            annotation = annotation.model_fields[str(part)].annotation
+        else:  # a table of sections by name, or a list of them
+            annotation = get_args(annotation)[-1 if get_origin(annotation) is dict else 0]
+        options = get_args(annotation) if isinstance(annotation, UnionType) else (annotation,)
+        annotation = next((o for o in options if isinstance(o, type) and issubclass(o, BaseModel)), annotation)
+    return annotation.model_fields if isinstance(annotation, type) and issubclass(annotation, BaseModel) else {}
 
 
-def _allowed(location: tuple[int | str, ...]) -> str:
-    return ", ".join(_section(location).model_fields)
+def _problem(model: type[BaseModel], problem: ErrorDetails) -> str:
+    location = problem["loc"]
+    key = ".".join(str(part) for part in location) or "(file)"
+    if problem["type"] == "extra_forbidden":
+        return f"unknown key {key!r}; allowed here: {', '.join(_fields(model, location))}"
+    if problem["type"] == "missing":
+        field = _fields(model, location).get(str(location[-1]))
+        return f"missing key {key!r}: {(field.description if field else None) or ''}"
+    quoted = isinstance(problem["input"], str) and problem["type"] in ("int_type", "float_type", "bool_type")
+    return f"{key}: {problem['msg']} (got {problem['input']!r}{'; write it without quotes' if quoted else ''})"
 
 
-def _meaning(location: tuple[int | str, ...]) -> str:
-    return _section(location).model_fields[str(location[-1])].description or ""
+Read = TypeVar("Read", bound=BaseModel)
+
+
+def read_toml(path: Path, model: type[Read], missing: str) -> Read:
+    """Return a TOML file as a model; raises ConfigError with the file, the key and what is allowed there.
+
+    missing: what to do when the file is not there.
+    """
+    try:
+        values = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise ConfigError(f"{path}: no such file; {missing}") from error
+    except IsADirectoryError as error:
+        raise ConfigError(f"{path}: is a folder; name the file in it") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: not valid TOML: {error}") from error
+    try:
+        return model.model_validate(values)
+    except ValidationError as error:
+        lines = "".join(f"\n  - {_problem(model, problem)}" for problem in error.errors())
+        raise ConfigError(f"{path}:{lines}") from error
 
 
 def load_config(path: Path) -> ProjectConfig:
     """Read one project.toml; raises ConfigError with the file, the key and what is allowed there."""
-    try:
-        values = tomllib.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise ConfigError(f"{path}: no such file; `homeostat init NAME` makes a project") from error
-    except IsADirectoryError as error:
-        raise ConfigError(f"{path}: is a folder; name the project.toml in it") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: not valid TOML: {error}") from error
-    try:
-        return ProjectConfig.model_validate(values)
-    except ValidationError as error:
-        lines = []
-        for problem in error.errors():
-            key = ".".join(str(part) for part in problem["loc"]) or "(file)"
-            if problem["type"] == "extra_forbidden":
-                lines.append(f"unknown key {key!r}; allowed here: {_allowed(problem['loc'])}")
-            elif problem["type"] == "missing":
-                lines.append(f"missing key {key!r}: {_meaning(problem['loc'])}")
-            else:
-                quoted = isinstance(problem["input"], str) and problem["type"] in (
-                    "int_type",
-                    "float_type",
-                    "bool_type",
-                )
-                hint = "; write it without quotes" if quoted else ""
-                lines.append(f"{key}: {problem['msg']} (got {problem['input']!r}{hint})")
-        raise ConfigError(f"{path}:" + "".join(f"\n  - {line}" for line in lines)) from error
+    return read_toml(path, ProjectConfig, "`homeostat init NAME` makes a project")

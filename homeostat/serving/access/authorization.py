@@ -13,7 +13,7 @@ from pathlib import Path
 from homeostat.apikeys import FILE, KeyTable, read_keys
 from homeostat.client import SCOPES, Client
 from homeostat.errors import ConfigError, Unauthenticated
-from homeostat.serving.access.ratelimit import RateLimit
+from homeostat.ratelimit import RateLimit
 from homeostat.serving.access.tokens import Tokens, load_token_keys
 from homeostat.settings import Settings
 

@@ -20,9 +20,17 @@ class RateLimit:
     """
 
     def __init__(
-        self, rate: float, burst: int, *, buckets: int = MAX_BUCKETS, clock: Callable[[], float] = time.monotonic
+        self,
+        rate: float,
+        burst: int,
+        *,
+        setting: str = "HOMEOSTAT_RATE_LIMIT",
+        buckets: int = MAX_BUCKETS,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        """Let `burst` pass at once, then `rate` a second; `setting` is what a refusal names."""
         self._rate, self._burst, self._max, self._clock = rate, float(burst), buckets, clock
+        self._setting = setting
         self._buckets: OrderedDict[str, tuple[float, float]] = OrderedDict()
         """Name -> tokens left, and when that was counted."""
 
@@ -43,5 +51,5 @@ class RateLimit:
         if refused:
             wait = max(1, math.ceil((1.0 - left) / self._rate))
             raise TooManyRequests(
-                f"more than {self._rate:g} requests a second (HOMEOSTAT_RATE_LIMIT); again in {wait} s", wait
+                f"more than {self._rate:.3g} requests a second ({self._setting}); again in {wait} s", wait
             )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from homeostat.errors import TooManyRequests
-from homeostat.serving.access.ratelimit import RateLimit
+from homeostat.ratelimit import RateLimit
 
 
 class Clock:
