@@ -33,7 +33,7 @@ setup: $(STAMP) ## make the virtual environment and install the pinned packages
 run: $(STAMP) ## live one model's life on real data (PROJECT=digits KEEP=1)
 	@$(BIN)/python -m deployments.life $(if $(PROJECT),$(PROJECT),digits) $(if $(KEEP),--keep)
 
-up: $(STAMP) ## run Prefect, MLflow, model server and worker until Ctrl-C
+up: $(STAMP) ## run Prefect, MLflow, model server, gateway and worker until Ctrl-C
 	@$(BIN)/python -m deployments.stack
 
 check: $(STAMP) ## format, lint, types, walls
@@ -53,7 +53,7 @@ bench: $(STAMP) ## benchmarks, as ratios, side by side
 	@$(BIN)/python -m benchmarks
 
 pins: | $(BIN)/uv ## compile requirements/*.txt anew from pyproject.toml
-	@$(COMPILE) pyproject.toml --extra serve --extra grpc --extra otel --extra train --extra monitor --extra flows --extra postgres --group dev --output-file requirements/dev.txt
+	@$(COMPILE) pyproject.toml --extra serve --extra grpc --extra otel --extra train --extra monitor --extra flows --extra gateway --extra postgres --group dev --output-file requirements/dev.txt
 	@$(COMPILE) pyproject.toml --extra serve --output-file requirements/serve.txt
 	@$(COMPILE) pyproject.toml --constraint requirements/dev.txt --extra serve --extra grpc --extra otel --extra postgres --output-file requirements/server.txt
 	@$(COMPILE) --group build --constraint requirements/dev.txt --output-file requirements/build.txt

@@ -23,6 +23,7 @@ class Ports:
     mlflow: int
     server: int
     grpc: int
+    gateway: int
 
     @property
     def urls(self) -> dict[str, str]:
@@ -31,6 +32,7 @@ class Ports:
             "prefect": f"http://{HOST}:{self.prefect}",
             "mlflow": f"http://{HOST}:{self.mlflow}",
             "server": f"http://{HOST}:{self.server}",
+            "gateway": f"http://{HOST}:{self.gateway}",
         }
 
 
@@ -39,6 +41,7 @@ _VARIABLES = {
     "mlflow": ("HOMEOSTAT_MLFLOW_PORT", 5000),
     "server": ("HOMEOSTAT_PORT", 8080),
     "grpc": ("HOMEOSTAT_GRPC_PORT", 8081),
+    "gateway": ("HOMEOSTAT_GATEWAY_PORT", 8090),
 }
 
 
@@ -105,6 +108,7 @@ def environment(ports: Ports, settings: Settings) -> dict[str, str]:
         "HOMEOSTAT_SERVER_URL": urls["server"],
         "HOMEOSTAT_PORT": str(ports.server),
         "HOMEOSTAT_GRPC_PORT": str(ports.grpc),
+        "HOMEOSTAT_GATEWAY_PORT": str(ports.gateway),
         "PREFECT_HOME": str(settings.home / "prefect"),
         "PREFECT_PROFILES_PATH": str(settings.home / "prefect" / "profiles.toml"),
         "PREFECT_API_URL": f"{urls['prefect']}/api",

@@ -1,4 +1,4 @@
-"""The whole stack on one machine until Ctrl-C: Prefect, MLflow, the model server, and a worker with the deployments."""
+"""The whole stack on one machine until Ctrl-C: Prefect, MLflow, model server, gateway, and a worker."""
 
 from __future__ import annotations
 
@@ -36,6 +36,7 @@ def commands(ports: Ports, settings: Settings) -> dict[str, list[str]]:
             *("--uvicorn-opts", "--log-level warning"),  # else a line for each request
         ],
         "server": ["homeostat", "serve", "--host", HOST, "--port", str(ports.server)],
+        "gateway": ["homeostat", "gateway", "--host", HOST, "--port", str(ports.gateway)],
         "worker": [python, "-m", "deployments.worker"],
     }
 
@@ -49,6 +50,7 @@ def wait_ready(ports: Ports, seconds: float, alive: Callable[[], bool] = lambda:
         "prefect": f"{ports.urls['prefect']}/api/health",
         "mlflow": f"{ports.urls['mlflow']}/health",
         "server": f"{ports.urls['server']}/v2/health/live",
+        "gateway": f"{ports.urls['gateway']}/health",
     }
     deadline = time.monotonic() + seconds
     began = datetime.now(UTC) - timedelta(seconds=30)  # a worker of an earlier stack may still count as online
@@ -125,9 +127,10 @@ def _no_orphans() -> Iterator[None]:
 
 @click.command()
 def main() -> None:
-    """Run Prefect, MLflow, the model server and a worker until Ctrl-C.
+    """Run Prefect, MLflow, the model server, the gateway and a worker until Ctrl-C.
 
-    HOMEOSTAT_PREFECT_PORT, HOMEOSTAT_MLFLOW_PORT, HOMEOSTAT_PORT and HOMEOSTAT_GRPC_PORT choose other ports.
+    HOMEOSTAT_PREFECT_PORT, HOMEOSTAT_MLFLOW_PORT, HOMEOSTAT_PORT, HOMEOSTAT_GRPC_PORT and
+    HOMEOSTAT_GATEWAY_PORT choose other ports.
     """
     try:
         settings = local_settings()

@@ -9,7 +9,15 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from homeostat.config import ProjectConfig
+from homeostat.gateway.config import GatewayConfig, Rule, Source, Target
 from homeostat.settings import Settings
+
+GATEWAY = {
+    "Top level of gateway.toml": GatewayConfig,
+    "[sources.NAME]": Source,
+    "[[sources.NAME.rules]]": Rule,
+    "[targets.NAME]": Target,
+}
 
 
 def _section(annotation: Any) -> type[BaseModel] | None:
@@ -52,7 +60,10 @@ def page() -> str:
     lines += [f"| `HOMEOSTAT_{name.upper()}` | {f.description or ''} |" for name, f in Settings.model_fields.items()]
     lines += ["| `HOMEOSTAT_PREFECT_PORT` | port of Prefect in `make up`; default 4200 |"]
     lines += ["| `HOMEOSTAT_MLFLOW_PORT` | port of MLflow in `make up`; default 5000 |"]
-    return "\n".join(lines) + "\n"
+    lines += ["", "# gateway.toml", "", "Beside `prefect.yaml`; [gateway.md](gateway.md) has an example.", ""]
+    for title, model in GATEWAY.items():
+        lines += [*_table(title, model), ""]
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,9 @@ from tasks.decide import decide_whether_to_retrain
 
 
 @flow(name="retrain")
-def retrain(project: str, trigger: Literal["manual", "schedule", "drift", "harm"] = "manual") -> Deployed | None:
+def retrain(
+    project: str, trigger: Literal["manual", "schedule", "drift", "harm", "webhook"] = "manual"
+) -> Deployed | None:
     """Train a challenger and promote it if it beats the champion on the same rows.
 
     trigger: who asks; the cooldown of project.toml holds for all but `manual`.

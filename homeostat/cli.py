@@ -24,6 +24,7 @@ from homeostat.commands.console import (
 )
 from homeostat.commands.contract import contract
 from homeostat.commands.explain import explain
+from homeostat.commands.gateway import gateway
 from homeostat.commands.key import key
 from homeostat.commands.monitor import monitor
 from homeostat.commands.profile import profile
@@ -63,6 +64,7 @@ def main() -> None:
 main.add_command(backtest)
 main.add_command(contract)
 main.add_command(explain)
+main.add_command(gateway)
 main.add_command(key)
 main.add_command(monitor)
 main.add_command(profile)

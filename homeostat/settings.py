@@ -50,9 +50,11 @@ class Settings(BaseSettings):
     host: str = Field(default="127.0.0.1", description="address that the model server binds to")
     port: int = Field(default=8080, ge=0, le=65535, description="REST port of the model server")
     grpc_port: int = Field(default=8081, ge=0, le=65535, description="gRPC port of the model server")
+    gateway_host: str = Field(default="127.0.0.1", description="address that the gateway binds to")
+    gateway_port: int = Field(default=8090, ge=0, le=65535, description="port of the gateway, which takes webhooks")
     behind_proxy: str = Field(
         default="",
-        description="addresses or networks of the proxies that end TLS before the server, separated by commas; "
+        description="addresses or networks of the proxies that end TLS before server and gateway, separated by commas; "
         "their X-Forwarded-For is believed",
     )
     tls_certificate: Path | None = Field(default=None, description="certificate chain of the model server, PEM")

@@ -51,7 +51,7 @@ class ServerProcess:
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
-        self.ports = Ports(*(free_port() for _ in range(4)))
+        self.ports = Ports(*(free_port() for _ in range(5)))
         self.url = self.ports.urls["server"]
         self.log = settings.home / "server.log"
         self.start()

@@ -73,6 +73,18 @@ class ControlStore:
                 rows.unknown(connection, model)
             return [chain.entry_of(row) for row in found]
 
+    def written_by(self, actor: str, limit: int = 100) -> list[LedgerEntry]:
+        """Return the newest entries of an actor, such as one flow run, oldest first."""
+        query = select(ledger).where(ledger.c.actor == actor).order_by(ledger.c.sequence.desc()).limit(limit)
+        with self._database.read() as connection:
+            return [chain.entry_of(row) for row in reversed(connection.execute(query).all())]
+
+    def entries_after(self, sequence: int, limit: int) -> list[LedgerEntry]:
+        """Return the next entries of the ledger, of all models, oldest first."""
+        query = select(ledger).where(ledger.c.sequence > sequence).order_by(ledger.c.sequence).limit(limit)
+        with self._database.read() as connection:
+            return [chain.entry_of(row) for row in connection.execute(query).all()]
+
     def status(self, model: str) -> Status:
         """Return champion, challenger and the last evidence; raises NotFound that names the known models."""
         return status_of(self, model)

@@ -72,6 +72,31 @@ ledger = Table(
     Column("hash", String(64), nullable=False),
 )
 
+# Webhooks that were believed: what they start, once, however often they come.
+delivery = Table(
+    "delivery",
+    metadata,
+    Column("source", String(32), primary_key=True),
+    Column("key", String(1024), primary_key=True),
+    Column("decision", String(32), nullable=False, unique=True),
+    Column("time", String(40), nullable=False),
+    Column("status", String(10), nullable=False, index=True),
+    Column("deployment", String(500), nullable=False),
+    Column("parameters", Text, nullable=False),
+    Column("flow_run", String(40), nullable=False),
+    Column("note", Text, nullable=False),
+    Column("attempts", Integer, nullable=False),
+    Column("due", Float, nullable=False),
+)
+
+# How far down the ledger each target of notices has been told.
+notice = Table(
+    "notice",
+    metadata,
+    Column("target", String(40), primary_key=True),
+    Column("sequence", Integer, nullable=False),
+)
+
 # One row: the last link of the chain. Locking it orders all writers (PostgreSQL: FOR UPDATE; SQLite
 # locks the file), and it betrays a ledger whose last entries were cut off.
 head = Table(

@@ -14,8 +14,13 @@ from homeostat.config import RetrainConfig
 from homeostat.errors import DataInvalid
 from homeostat.records import Harm, LedgerEntry, Verdict
 
-Trigger = Literal["manual", "schedule", "drift", "harm"]
-CAUSES = {"schedule": "the schedule says so", "drift": "drift was found", "harm": "labels show harm"}
+Trigger = Literal["manual", "schedule", "drift", "harm", "webhook"]
+CAUSES = {
+    "schedule": "the schedule says so",
+    "drift": "drift was found",
+    "harm": "labels show harm",
+    "webhook": "a webhook asks",
+}
 LONGEST_WAIT = timedelta(days=7)
 """What the cooldown grows to at most after challengers that did not take over."""
 WEEK = timedelta(days=7)

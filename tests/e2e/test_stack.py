@@ -34,6 +34,7 @@ class Started:
             "HOMEOSTAT_MLFLOW_PORT": str(free_port()),
             "HOMEOSTAT_PORT": str(free_port()),
             "HOMEOSTAT_GRPC_PORT": str(free_port()),
+            "HOMEOSTAT_GATEWAY_PORT": str(free_port()),
             "COLUMNS": "80",
         }
         with self.log.open("wb") as log:

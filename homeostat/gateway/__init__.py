@@ -1,0 +1,1 @@
+"""Webhooks in, events out: what may start a flow run from outside, and who is told of the ledger's decisions."""

@@ -1,0 +1,142 @@
+"""The gateway's process: reads gateway.toml and the secrets, binds, and runs until a signal."""
+
+from __future__ import annotations
+
+import errno
+import ipaddress
+import logging
+import os
+import signal
+import socket
+import threading
+from collections.abc import Mapping
+from datetime import timedelta
+from pathlib import Path
+from types import FrameType
+
+import uvicorn
+
+from homeostat.control.deliveries import Deliveries
+from homeostat.control.store import ControlStore
+from homeostat.errors import ConfigError
+from homeostat.gateway.app import Gateway, Sender
+from homeostat.gateway.config import GatewayConfig, load_gateway, read_address, read_keys, read_secret
+from homeostat.gateway.dispatcher import Dispatcher
+from homeostat.gateway.notices import (
+    PREFECTS,
+    AppriseSender,
+    Follower,
+    NoticeRefused,
+    Notifier,
+    PrefectSender,
+    WebhookSender,
+)
+from homeostat.gateway.prefect import Prefect
+from homeostat.gateway.signatures import PERMANENT
+from homeostat.settings import Settings
+
+log = logging.getLogger(__name__)
+
+DRAIN_SECONDS = 10
+MAX_CONNECTIONS = 200
+PREFECT = "prefect"
+"""The target that is always there."""
+
+
+class _Server(uvicorn.Server):  # type: ignore[misc]
+    """uvicorn raises a signal again after it has drained; here a drained stop is a success."""
+
+    should_exit: bool
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        del frame
+        self.force_exit = self.should_exit and sig == signal.SIGINT
+        self.should_exit = True
+
+
+def serve(settings: Settings, file: Path, prefect_url: str, environ: Mapping[str, str] = os.environ) -> None:
+    """Run until SIGINT or SIGTERM; raises ConfigError for what is wrong in the file, a secret or the address."""
+    config = load_gateway(file)
+    senders = {name: Sender(source, read_keys(name, source.form, environ)) for name, source in config.sources.items()}
+    user, _, password = read_secret("PREFECT_API_AUTH_STRING", environ).partition(":")
+    prefect = Prefect(prefect_url, auth=(user, password) if user else None)
+    followers = _followers(config, prefect, environ)
+    store, deliveries = ControlStore(settings.control_url), Deliveries(settings.control_url)
+    give_up = timedelta(hours=config.give_up_hours)
+    permanent = tuple(name for name, source in config.sources.items() if source.form in PERMANENT)
+    dispatcher = Dispatcher(deliveries, prefect, give_up, permanent)
+    notifier = Notifier(store, deliveries, followers, give_up.total_seconds())
+    gateway = Gateway(senders, deliveries, store, prefect, max_body=config.max_body_bytes, wake=dispatcher.wake)
+    bound = _bind(settings)
+    log.info(
+        "on http://%s:%d, Prefect at %s; webhooks of: %s; told: %s",
+        *bound.getsockname()[:2],
+        prefect.url,
+        ", ".join(senders) or f"nobody ({file} has no sources)",
+        ", ".join(follower.name for follower in followers),
+    )
+    threads = [threading.Thread(target=work.run, daemon=True) for work in (dispatcher, notifier)]
+    for thread in threads:
+        thread.start()
+    try:
+        _Server(_uvicorn(gateway, settings)).run([bound])
+    finally:
+        dispatcher.stop()
+        notifier.stop()
+        for thread in threads:
+            thread.join(DRAIN_SECONDS)
+        prefect.close()
+        bound.close()
+
+
+def _followers(config: GatewayConfig, prefect: Prefect, environ: Mapping[str, str]) -> list[Follower]:
+    found = [Follower(PREFECT, PREFECTS, (), PrefectSender(prefect))]
+    for name, target in config.targets.items():
+        if name == PREFECT:
+            raise ConfigError(f"targets.{name}: Prefect is told by itself; choose another name")
+        address = read_address(name, environ)
+        try:
+            send = (
+                AppriseSender(address)
+                if target.form == "apprise"
+                else WebhookSender(address, read_keys(name, "standard", environ)[0])
+            )
+        except NoticeRefused as error:
+            raise ConfigError(f"HOMEOSTAT_NOTICE_{name.upper()}_URL: {error}") from error
+        found.append(Follower(name, target.on, target.models, send))
+    return found
+
+
+def _uvicorn(gateway: Gateway, settings: Settings) -> uvicorn.Config:
+    return uvicorn.Config(
+        gateway.app(),
+        lifespan="off",
+        ws="none",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        limit_concurrency=MAX_CONNECTIONS,
+        timeout_keep_alive=5,
+        timeout_graceful_shutdown=DRAIN_SECONDS,
+        proxy_headers=bool(settings.behind_proxy),
+        forwarded_allow_ips=settings.behind_proxy or None,
+    )
+
+
+def _bind(settings: Settings) -> socket.socket:
+    host, port = settings.gateway_host, settings.gateway_port
+    try:
+        address = ipaddress.ip_address("127.0.0.1" if host == "localhost" else host)
+    except ValueError as error:
+        raise ConfigError(f"HOMEOSTAT_GATEWAY_HOST={host!r} is not an IP address; use 127.0.0.1") from error
+    if not address.is_loopback and not settings.behind_proxy:
+        raise ConfigError(
+            f"HOMEOSTAT_GATEWAY_HOST={host}: webhooks would cross the network unencrypted; let a proxy end TLS, and "
+            "set HOMEOSTAT_BEHIND_PROXY to its address; or use 127.0.0.1"
+        )
+    family = socket.AF_INET6 if address.version == 6 else socket.AF_INET
+    try:
+        return socket.create_server((str(address), port), family=family, backlog=128)
+    except OSError as error:
+        why = "is taken" if error.errno == errno.EADDRINUSE else f"cannot be had: {error.strerror}"
+        raise ConfigError(f"port {port} on {address} {why}; set HOMEOSTAT_GATEWAY_PORT to another one") from error
