@@ -1,10 +1,11 @@
-"""Labels until a rise of the loss is found, and false alarms: our e-detector beside river's ADWIN and Page-Hinkley.
+"""Labels until a rise of the loss is found, and false alarms: our e-detector beside river's detectors and NannyML.
 
 Each stream has a reference of 5,000 losses of its own, from which the detector learns what is
 tolerated and which the rivals see first; then 1,000 labels without harm, then the rise. The rivals
 run at their defaults and, since these differ widely in false alarms, also with the one setting that
 moves them chosen on other seeds: the most sensitive that is as seldom wrong as the goal asks,
-<= 1 false alarm in 20,000 labels, or as we are. `python -m benchmarks.harm --help`.
+<= 1 false alarm in 20,000 labels, or as we are. NannyML's realized accuracy runs at its defaults, by chunks
+of 200 and of 1,000 labels; it is slow: an hour. `python -m benchmarks.harm --help`.
 """
 
 from __future__ import annotations
@@ -32,6 +33,9 @@ CORRELATIONS = (0.1, 0.3, 0.6)
 LOOKS = (0, 200, 1_000)
 """Labels of a look, which are tested by themselves beside the detector; 0: the detector alone."""
 RIVER = ("river==0.26.1", "numpy")
+NANNYML = ("nannyml==0.13.1", "statsmodels==0.15.0")
+"""It imports statsmodels, and does not ask for it."""
+CHUNKS = (200, 1_000)
 SETTINGS = {
     "ADWIN": (0.5, 0.2, 0.1, 0.05, 0.02, 0.01, 0.005, 0.002, 1e-3, 1e-4, 1e-5, 1e-6, 1e-8, 1e-10, 1e-12),
     "Page-Hinkley": (5.0, 10.0, 20.0, 30.0, 50.0, 75.0, 100.0, 150.0, 200.0, 300.0),
@@ -101,8 +105,8 @@ def ours(scene: Scene, seed: int, look: int = 0) -> int | None:
     return None
 
 
-class River:
-    """The rivals, in a process of an environment of their own."""
+class Rival:
+    """A rival library, in a process of an environment of its own."""
 
     def __init__(self, process: subprocess.Popen[str]) -> None:
         self._process = process
@@ -127,19 +131,19 @@ class River:
 
 
 @contextmanager
-def river(folder: Path) -> Iterator[River]:
-    """Install and start the rivals; raises Skipped."""
-    tools = environment_of(folder, "river", RIVER)
+def rival(folder: Path, library: str, packages: tuple[str, ...]) -> Iterator[Rival]:
+    """Install and start a library; raises Skipped."""
+    tools = environment_of(folder, library, packages)
     here = Path(__file__).parent
     with subprocess.Popen(
-        [str(tools / "python"), str(here / "rivals" / "harm_river.py")],
+        [str(tools / "python"), str(here / "rivals" / f"harm_{library}.py")],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
-        env={"PYTHONPATH": str(here), "OMP_NUM_THREADS": "1"},
+        env={"PYTHONPATH": str(here), "OMP_NUM_THREADS": "1", "NML_DISABLE_USAGE_LOGGING": "1"},
     ) as process:
         try:
-            yield River(process)
+            yield Rival(process)
         finally:
             if process.stdin is not None:
                 process.stdin.close()
@@ -151,7 +155,19 @@ def scenes(base: float) -> list[Scene]:
     return [Scene(base), *(Scene(base, points) for points in POINTS)]
 
 
-def run(seeds: range, tuning: range, rivals: River | None) -> Iterator[str]:
+def run_nannyml(seeds: range, rival: Rival) -> Iterator[str]:
+    """Yield the lines of NannyML's part."""
+    for base in BASES:
+        yield f"\nNannyML, error {base:.0%} before the rise, {len(seeds)} streams\n"
+        yield "| detector | | labels to the alarm, median (95 %) | goal |"
+        yield "|---|---|---|---|"
+        for chunk in CHUNKS:
+            for scene in scenes(base):
+                alarms = rival.alarms("NannyML", chunk, scene, seeds)
+                yield Result(f"NannyML, chunks of {chunk}", scene, alarms).line()
+
+
+def run(seeds: range, tuning: range, rivals: Rival | None) -> Iterator[str]:
     """Yield the lines of the report."""
     for base in BASES:
         yield f"\nerror {base:.0%} before the rise, {len(seeds)} streams\n"
@@ -185,15 +201,21 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=200, help="streams of each scene")
     parser.add_argument("--quick", action="store_true", help="20 streams")
     parser.add_argument("--no-rivals", action="store_true")
+    parser.add_argument("--nannyml", action="store_true", help="NannyML alone, which takes an hour")
     parser.add_argument("--folder", type=Path, help="where the rivals are installed  [default: a temporary one]")
     options = parser.parse_args()
     count = 20 if options.quick else options.seeds
     seeds, tuning = range(count), range(TUNING, TUNING + count)
     with tempfile.TemporaryDirectory(prefix="homeostat-bench-") as temporary:
+        if options.nannyml:
+            with rival(options.folder or Path(temporary), "nannyml", NANNYML) as other:
+                for line in run_nannyml(seeds, other):
+                    print(line, flush=True)
+            return
         try:
             if options.no_rivals:
                 raise Skipped("not asked for")
-            with river(options.folder or Path(temporary)) as rivals:
+            with rival(options.folder or Path(temporary), "river", RIVER) as rivals:
                 for line in run(seeds, tuning, rivals):
                     print(line, flush=True)
         except Skipped as skipped:
