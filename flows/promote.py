@@ -7,6 +7,9 @@ from tasks.promote import promote as promote_version
 
 
 @flow(name="promote")
-def promote(project: str, version: int, reason: str = "asked for by hand") -> Deployed:
-    """Promote one registered version."""
-    return promote_version(project, version, reason)
+def promote(project: str, version: int, reason: str = "asked for by hand", only_waiting: bool = False) -> Deployed:
+    """Promote one registered version.
+
+    only_waiting: approve it, if it waits for that (`rollout.approval_hours`); else do nothing, and fail.
+    """
+    return promote_version(project, version, reason, only_waiting)

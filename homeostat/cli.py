@@ -218,7 +218,9 @@ def _change(model: str, change: Callable[[ControlStore, Rollout], Rollout]) -> N
     before = store.row(model)
     after = change(store, before)
     names = [f"v{row.champion.version}" if row.champion else "none" for row in (before, after)]
-    if after.generation == before.generation:
+    if after.on_trial is not None and before.on_trial is None:
+        click.echo(f"{model}: {after.mode} of v{after.on_trial.version} has begun (generation {after.generation})")
+    elif after.generation == before.generation:
         click.echo(f"{model}: {names[1]} is champion already (generation {after.generation})")
     else:
         click.echo(f"{model}: champion {names[0]} -> {names[1]} (generation {after.generation})")
@@ -243,6 +245,37 @@ def promote(model: str, version: int, reason: str) -> None:
             model, version, expected_generation=row.generation, actor=actor(), reason=reason
         ),
     )
+
+
+@main.command()
+@click.argument("model")
+@click.argument("version", type=read_version, required=False)
+@click.option("--reason", default="by hand", show_default=True)
+def approve(model: str, version: int | None, reason: str) -> None:
+    """Say yes to the promotion of MODEL that waits for it (rollout.approval_hours).
+
+    VERSION: only if it is this one that waits. It is promoted, or its shadow or canary begins.
+    """
+    from homeostat.approval import approve as say_yes
+
+    settings = read_settings()
+    _change(model, lambda store, _: say_yes(store, settings.home, model, version, actor(), reason, datetime.now(UTC)))
+
+
+@main.command()
+@click.argument("model")
+@click.argument("version", type=read_version, required=False)
+@click.option("--reason", default="by hand", show_default=True)
+def reject(model: str, version: int | None, reason: str) -> None:
+    """Say no to the promotion of MODEL that waits: its champion stays, its challenger goes."""
+    from homeostat.approval import reject as say_no
+
+    settings = read_settings()
+    row = say_no(open_store(settings), model, version, actor(), reason)
+    click.echo(
+        f"{model}: v{row.champion.version if row.champion else '-'} stays champion (generation {row.generation})"
+    )
+    mirror_aliases(settings, row)
 
 
 @main.command()

@@ -215,6 +215,12 @@ class RolloutConfig(Section):
     rollback_min_labels: int = Field(50, ge=10, description="labelled rows before a live comparison says anything")
     timeout_seconds: float = Field(60.0, gt=0, description="how long the server may take to report a version")
     strategy: Strategy = Field("direct", description="how a challenger that beats the champion offline takes over")
+    approval_hours: float = Field(
+        0.0,
+        ge=0,
+        le=24 * 365,
+        description="a promotion that is decided waits so long for `homeostat approve`; 0: nobody is asked",
+    )
     steps: tuple[Fraction, ...] = Field(
         (0.05, 0.25, 0.5),
         min_length=1,

@@ -8,8 +8,10 @@ import time
 import urllib.error
 import urllib.request
 from dataclasses import asdict
+from datetime import UTC, datetime
 from typing import Any
 
+from homeostat.approval import ask_approval
 from homeostat.config import ProjectConfig
 from homeostat.control import progress
 from homeostat.control.progress import Why
@@ -87,7 +89,7 @@ def _current(store: ControlStore, model: str) -> Rollout | None:
 def introduce(
     store: ControlStore, bundle: BundleRef, evaluation: Evaluation, config: ProjectConfig, server_url: str, actor: str
 ) -> tuple[Deployed, Verdict]:
-    """Make a bundle the challenger, let the policy decide, and promote or hold it, or start to roll it out.
+    """Make a bundle the challenger, let the policy decide, and promote or hold it, roll it out, or ask for approval.
 
     The server has verified and loaded the challenger before the row makes it champion. A graph
     that is in quarantine, as training on the same rows makes it again, is held and moves nothing.
@@ -128,6 +130,10 @@ def introduce(
         )
         return _deployed(row, bundle, took), verdict
     reason = "; ".join(verdict.reasons)
+    if config.rollout.approval_hours and row.champion is not None:
+        why = Why(actor, reason, evidence)
+        ask_approval(store, bundle, config.rollout.approval_hours, why, row.generation, datetime.now(UTC))
+        return _deployed(row, bundle, took), verdict
     if config.rollout.strategy != "direct" and row.champion is not None:
         why = Why(actor, reason, evidence)
         row = progress.start(store, bundle, config.rollout, why, expected_generation=row.generation)
@@ -162,12 +168,21 @@ def promote(
     bundle = row.champion
     if bundle is None or bundle.version != version:
         raise ControlError(f"{model}: the row names {bundle} after the promotion of v{version}")
+    return confirm(store, row, bundle, config, server_url)
+
+
+def confirm(store: ControlStore, row: Rollout, bundle: BundleRef, config: ProjectConfig, server_url: str) -> Deployed:
+    """Wait until the server has what a row says of a version: as champion, or loaded for its trial.
+
+    If it does not take a champion, go back. Raises RolloutTimeout.
+    """
+    live, timeout = row.champion == bundle, config.rollout.timeout_seconds
     try:
-        return _deployed(row, bundle, wait_until_ready(server_url, bundle, config.rollout.timeout_seconds, live=True))
+        return _deployed(row, bundle, wait_until_ready(server_url, bundle, timeout, live=live))
     except RolloutTimeout as error:
-        if row.previous is not None:
+        if live and row.previous is not None:
             generation = row.generation  # not banned: it may be the server's fault
-            store.rollback(model, expected_generation=generation, actor="homeostat", reason=str(error), ban=False)
+            store.rollback(row.model, expected_generation=generation, actor="homeostat", reason=str(error), ban=False)
         raise
 
 

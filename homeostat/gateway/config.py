@@ -16,7 +16,7 @@ from homeostat.keys import check_private
 
 FILE = "gateway.toml"
 Form = Literal["standard", "github", "mlflow"]
-Event = Literal["promoted", "rolled-back", "retraining", "held", "challenger", "drift", "harm"]
+Event = Literal["promoted", "rolled-back", "retraining", "held", "challenger", "approval", "drift", "harm"]
 Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,31}$")]
 MIN_SECRET = 16
 """Bytes of the shortest secret that is taken."""

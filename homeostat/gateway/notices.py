@@ -33,8 +33,9 @@ _EVENTS: dict[str, Event] = {
     "retrain": "retraining",
     "hold": "held",
     "challenger": "challenger",
+    "approval": "approval",
 }
-PREFECTS: tuple[Event, ...] = ("promoted", "rolled-back", "retraining", "held", "challenger")
+PREFECTS: tuple[Event, ...] = ("promoted", "rolled-back", "retraining", "held", "challenger", "approval")
 """What Prefect is told of: the flow `monitor` emits drift and harm itself."""
 
 

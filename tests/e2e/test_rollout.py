@@ -12,16 +12,18 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from homeostat.approval import approve
 from homeostat.config import GuardConfig, ProjectConfig, RolloutConfig
 from homeostat.control import progress
 from homeostat.control.progress import Why
 from homeostat.records import Comparison, Deployed, Evaluation, Interval, Verdict
-from homeostat.rollout import introduce
+from homeostat.rollout import confirm, introduce
 from tests.bundles import make_bundle
 from tests.challengers import classifier, crashing, slow
 from tests.e2e.test_server import Server
@@ -312,6 +314,24 @@ def test_a_deployment_starts_the_rollout_that_its_project_asks_for(served):
     assert again.generation == row.generation
     with Clients(served):
         served.wait(lambda: served.control.row("toy").champion.version == 2, 60)
+
+
+def test_a_promotion_that_waits_for_a_yes_changes_nothing_until_then(served):
+    rollout = RolloutConfig(approval_hours=1)
+    config = ProjectConfig(name="toy", project="a.b:C", task="classification", rollout=rollout)
+    bundle = make_bundle(served.home, 2, onnx_bytes=classifier(), task="classification", rollout=rollout)
+    better = Comparison("accuracy", 1, 500, 0.95, 0.9, Interval(0.05, 0.02, 0.08))
+    url = f"http://127.0.0.1:{served.port}"
+    for _ in range(2):  # the task is run again
+        deployed, verdict = introduce(
+            served.control, bundle, Evaluation("accuracy", {}, 500, (), better), config, url, "test"
+        )
+        assert (deployed.role, verdict.kind) == ("challenger", "promote")
+    assert served.get("/v2/models/toy")[1]["versions"][0] == "1"
+    assert [entry.action for entry in served.control.history("toy")].count("approval") == 1
+    row = approve(served.control, served.home, "toy", 2, "ann", "agreed", datetime.now(UTC))
+    assert confirm(served.control, row, bundle, config, url).role == "champion"
+    served.wait(lambda: served.get("/v2/models/toy/ready")[1]["version"] == "2")
 
 
 def test_a_graph_in_quarantine_that_is_trained_again_is_held_and_moves_nothing(served):

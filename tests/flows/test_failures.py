@@ -25,6 +25,7 @@ from homeostat.errors import (
     DataInvalid,
     ExportMismatch,
     GateFailed,
+    NotFound,
     RegistryUnavailable,
     ServerUnavailable,
     TrainingFailed,
@@ -270,6 +271,8 @@ def test_a_rollback_needs_no_mlflow(champion: ServerProcess, monkeypatch: pytest
     newest = lifecycle(NAME, pipeline_id="twice").version
     store = ControlStore(champion.settings.control_url)
     store.release(NAME, newest, actor="test", reason="another test may have rolled it back")
+    with pytest.raises(NotFound, match="no version waits for approval"):
+        promote(NAME, newest, only_waiting=True)
     promote(NAME, newest)
     monkeypatch.setenv("HOMEOSTAT_MLFLOW_URL", NOWHERE)
     assert rollback(NAME).version == 1
