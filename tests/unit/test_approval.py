@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
+import re
+import shlex
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -9,6 +12,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
+from flows.promote import promote
 from homeostat.approval import ASKED, approve, ask_approval, find_waiting, reject
 from homeostat.cli import main
 from homeostat.config import RolloutConfig
@@ -17,6 +21,7 @@ from homeostat.control.store import ControlStore
 from homeostat.errors import BundleInvalid, Conflict, NotFound, Quarantined
 from homeostat.gateway.notices import event_of
 from tests.bundles import linear, make_bundle
+from tests.conftest import ROOT
 
 NOW = datetime(2026, 11, 27, 12, tzinfo=UTC)
 WHY = Why("flow_run 1", "it is better", {"verdict": "promote", "comparison": {"rows": 500}})
@@ -177,6 +182,15 @@ def test_the_commands(store: ControlStore, home: Path, challenge) -> None:
     assert "toy: champion v1 -> v2" in answer.output
     answer = run("reject", "toy")
     assert (answer.exit_code, "no version waits for approval" in answer.output) == (1, True)
+
+
+def test_the_commands_of_the_page(home: Path) -> None:
+    _, block = re.findall(r"```sh\n(.*?)```", (ROOT / "docs" / "rollout.md").read_text(), flags=re.DOTALL)
+    yes, no, deployment = [shlex.split(line, comments=True) for line in block.splitlines()]
+    for words in (yes, no):
+        assert "no model 'digits'" in run(*words[1:]).output
+    given = dict(one.split("=") for one in deployment[deployment.index("--param") :] if "=" in one)
+    assert set(given) <= set(inspect.signature(promote.fn).parameters)
 
 
 def test_a_canary_that_is_approved_by_the_command(store: ControlStore, home: Path, challenge) -> None:

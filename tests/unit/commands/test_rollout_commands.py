@@ -54,7 +54,7 @@ def good(*arguments: str) -> str:
 
 
 def test_the_commands_of_the_page_run_in_their_order(store):
-    (block,) = re.findall(r"```sh\n(.*?)```", PAGE, re.S)
+    block, _ = re.findall(r"```sh\n(.*?)```", PAGE, re.S)
     lines = [shlex.split(line, comments=True) for line in block.splitlines()]
     assert " ".join(line[2] for line in lines) == "start status status pause resume promote abort release"
     said = [good(*line[1:]) for line in lines]
@@ -77,10 +77,12 @@ def test_the_commands_of_the_page_run_in_their_order(store):
 
 
 def test_the_settings_of_the_page_are_valid(tmp_path):
-    (block,) = re.findall(r"```toml\n(.*?)```", PAGE, re.S)
+    blocks = re.findall(r"```toml\n(.*?)```", PAGE, re.S)
     path = tmp_path / "project.toml"
-    path.write_text(f'name = "digits"\nproject = "a.b:C"\ntask = "classification"\n{block}')
-    assert load_config(path).rollout == RolloutConfig(strategy="shadow+canary")
+    expected = [RolloutConfig(strategy="shadow+canary"), RolloutConfig(approval_hours=48)]
+    for block, rollout in zip(blocks, expected, strict=True):
+        path.write_text(f'name = "digits"\nproject = "a.b:C"\ntask = "classification"\n{block}')
+        assert load_config(path).rollout == rollout
 
 
 def test_status_shows_what_the_server_of_this_home_said_last(store, home):
