@@ -30,6 +30,7 @@ from homeostat.commands.monitor import monitor
 from homeostat.commands.profile import profile
 from homeostat.commands.rollout import rollout
 from homeostat.commands.scorecard import scorecard
+from homeostat.commands.simulate import simulate
 from homeostat.commands.traffic import traffic
 from homeostat.errors import HomeostatError, NotFound
 
@@ -69,6 +70,7 @@ main.add_command(key)
 main.add_command(monitor)
 main.add_command(profile)
 main.add_command(scorecard)
+main.add_command(simulate)
 main.add_command(traffic)
 
 
