@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -77,6 +78,8 @@ def _take(body: Mapping[str, Any], path: str, name: str) -> JsonValue:
     found = _at(body, path)
     if not isinstance(found, str | int | float | bool):
         raise RequestInvalid(f"{path}: parameter {name!r} is taken from it, and it is no text or number", status=422)
+    if isinstance(found, float) and not math.isfinite(found):
+        raise RequestInvalid(f"{path}: parameter {name!r} is taken from it, and it is {found}", status=422)
     if isinstance(found, str) and len(found) > MAX_VALUE:
         raise RequestInvalid(f"{path}: {len(found)} characters; parameter {name!r} takes {MAX_VALUE}", status=422)
     return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import ipaddress
 import logging
@@ -15,6 +16,7 @@ from pathlib import Path
 from types import FrameType
 
 import uvicorn
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from homeostat.control.deliveries import Deliveries
 from homeostat.control.store import ControlStore
@@ -39,8 +41,22 @@ log = logging.getLogger(__name__)
 
 DRAIN_SECONDS = 10
 MAX_CONNECTIONS = 200
+HEAD_SECONDS = 10.0
+"""How long the head of a request may take to come."""
 PREFECT = "prefect"
 """The target that is always there."""
+
+
+class _Connection(H11Protocol):  # type: ignore[misc]
+    """A connection for one request, whose head must come soon; h11 keeps it to 64 KiB."""
+
+    def connection_made(self, transport: asyncio.Transport) -> None:
+        super().connection_made(transport)
+        self.loop.call_later(HEAD_SECONDS, self._close_without_a_request)
+
+    def _close_without_a_request(self) -> None:
+        if self.cycle is None:
+            self.transport.close()
 
 
 class _Server(uvicorn.Server):  # type: ignore[misc]
@@ -110,13 +126,14 @@ def _followers(config: GatewayConfig, prefect: Prefect, environ: Mapping[str, st
 def _uvicorn(gateway: Gateway, settings: Settings) -> uvicorn.Config:
     return uvicorn.Config(
         gateway.app(),
+        http=_Connection,
+        headers=[("connection", "close")],
         lifespan="off",
         ws="none",
         log_config=None,
         access_log=False,
         server_header=False,
         limit_concurrency=MAX_CONNECTIONS,
-        timeout_keep_alive=5,
         timeout_graceful_shutdown=DRAIN_SECONDS,
         proxy_headers=bool(settings.behind_proxy),
         forwarded_allow_ips=settings.behind_proxy or None,

@@ -7,12 +7,13 @@ import os
 import re
 import secrets
 import signal
+import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import httpx
@@ -24,6 +25,7 @@ from mlflow.tracking import MlflowClient
 from deployments.places import Ports, environment
 from deployments.stack import commands
 from homeostat.control.store import ControlStore
+from homeostat.gateway.server import HEAD_SECONDS
 from homeostat.gateway.signatures import sign
 from homeostat.settings import Settings
 from tests.conftest import ROOT, free_port, make_settings
@@ -271,6 +273,20 @@ def test_mlflows_registry_sends_a_webhook(
         assert sorted(found, key=str) == sorted([asked, asked | {"version": 1}], key=str)
     finally:
         mlflow.stop()
+
+
+def test_slow_and_large_heads(gateway: Process, ports: Ports) -> None:
+    """Clients that send no head hold up nobody for longer than it may take, and a large one is refused."""
+    with socket.create_connection(("127.0.0.1", ports.gateway), timeout=20) as client:
+        with suppress(ConnectionError):  # it may be closed before all of it was sent
+            client.sendall(b"POST /hooks/ci HTTP/1.1\r\nX: " + b"a" * 200_000 + b"\r\n\r\n")
+            assert client.recv(100)[:12] in (b"HTTP/1.1 400", b"")
+    with ExitStack() as stack:
+        slow = [stack.enter_context(socket.create_connection(("127.0.0.1", ports.gateway))) for _ in range(250)]
+        for one in slow:
+            with suppress(OSError):
+                one.sendall(b"POST /hooks/ci HTTP/1.1\r\nHost: x\r\n")
+        until(lambda: send(ports, "among slow ones").status_code == 202, HEAD_SECONDS + 10)
 
 
 def test_the_example_of_the_docs(prefect: Process, gateway: Process, ports: Ports) -> None:

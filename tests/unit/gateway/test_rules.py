@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from pathlib import Path
 
@@ -113,7 +114,7 @@ def test_what_fits_no_rule(body: dict[str, object]):
     assert find_rule(RULES, body) is None
 
 
-@pytest.mark.parametrize("value", [None, [1], {"a": 1}, "x" * (MAX_VALUE + 1)])
+@pytest.mark.parametrize("value", [None, [1], {"a": 1}, "x" * (MAX_VALUE + 1), math.nan, -math.inf])
 def test_what_no_parameter_can_be(value: object):
     with pytest.raises(RequestInvalid, match="parameter 'reason'"):
         find_rule(RULES, {"data": {"ok": True, "version": 1, "why": value}})
