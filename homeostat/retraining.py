@@ -44,6 +44,8 @@ def ask_to_retrain(
             rejected=past.rejected,
             labelled_rows=labelled,
             looks=tuple(look.drifted for look in looks),
+            harmed=any(harm.harmed for look in looks[-1:] for harm in look.harm),
+            ended=past.ended,
             harm=next((harm for look in looks[-1:] for harm in look.harm if harm.name == "all"), None),
         )
         verdict = decide_retrain(trigger, situation, rule)

@@ -24,6 +24,8 @@ CAUSES = {
 LONGEST_WAIT = timedelta(days=7)
 """What the cooldown grows to at most after challengers that did not take over."""
 WEEK = timedelta(days=7)
+OUTCOMES = ("promote", "hold", "start", "approval")
+"""What the ledger says of a challenger once it has been evaluated."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,10 @@ class Situation:
     """Whether the newest looks at the live version found drift, the oldest first."""
     harm: Harm | None = None
     """What the labels of the last look say of the loss of all rows, if any have come."""
+    harmed: bool | None = None
+    """Whether the newest look at the live version found harm, of all rows or of a slice; None: not known."""
+    ended: datetime | None = None
+    """When what the last training has made was decided on; None: it goes on, or has failed."""
 
 
 class PastTrainings(NamedTuple):
@@ -50,6 +56,8 @@ class PastTrainings(NamedTuple):
     """Since the last promotion."""
     newest: int
     """Number of the newest one's ledger entry, 0 for none."""
+    ended: datetime | None
+    """When what the newest one has made was promoted, held or asked for approval."""
 
 
 _SITUATION = TypeAdapter(Situation)
@@ -70,6 +78,8 @@ def decide_retrain(trigger: Trigger, situation: Situation, config: RetrainConfig
     against = [*_switched_off(config), *_too_soon(situation, config), *_over_budget(situation, config)]
     if trigger in ("drift", "harm") and situation.labelled_rows < config.min_labelled_rows:
         against.append(f"{situation.labelled_rows} labelled rows of traffic are fewer than {config.min_labelled_rows}")
+    if trigger == "harm" and situation.harmed is False:
+        against.append("the newest look at the live version found no harm: what was found was of a version before it")
     if trigger == "drift":
         against += [*_passing(situation.looks, config), *_harmless(situation.harm, config)]
     if against:
@@ -91,11 +101,14 @@ def decide_again(evidence: Mapping[str, Any]) -> Verdict:
 def past_trainings(entries: Sequence[LedgerEntry]) -> PastTrainings:
     """Return what a model's ledger says of the trainings that were let start, the oldest entry first."""
     trainings = [entry for entry in entries if entry.action == "retrain"]
+    newest = trainings[-1].sequence if trainings else 0
     promoted = max((entry.sequence for entry in entries if entry.action == "promote"), default=0)
+    outcomes = [entry for entry in entries if newest and entry.sequence > newest and entry.action in OUTCOMES]
     return PastTrainings(
         times=tuple(datetime.fromisoformat(entry.time) for entry in trainings),
         rejected=sum(entry.sequence > promoted for entry in trainings),
-        newest=trainings[-1].sequence if trainings else 0,
+        newest=newest,
+        ended=datetime.fromisoformat(outcomes[0].time) if outcomes else None,
     )
 
 
@@ -114,7 +127,8 @@ def _too_soon(situation: Situation, config: RetrainConfig) -> list[str]:
         return []
     cooldown = timedelta(minutes=config.cooldown_minutes)
     wait = max(cooldown, min(cooldown * 2 ** min(situation.rejected, 20), LONGEST_WAIT))
-    elapsed = max(situation.now - situation.trainings[-1], timedelta(0))
+    last = max(situation.trainings[-1], situation.ended or situation.trainings[-1])
+    elapsed = max(situation.now - last, timedelta(0))
     if elapsed >= wait:
         return []
     minutes, minute = wait / timedelta(minutes=1), timedelta(minutes=1)

@@ -52,6 +52,10 @@ def test_drift_without_a_look_that_found_it_is_held(settings):
     assert "0 of the last 0 looks found drift" in ask(settings, "drift").reasons[0]
 
 
+def test_harm_that_is_not_of_the_live_version_is_held(settings):
+    assert "of a version before it" in ask(settings, "harm").reasons[0]
+
+
 def test_of_many_who_ask_at_once_one_is_told_to_train(settings, monkeypatch):
     """All have read the same evidence before the first of them writes."""
     askers, found = 6, []

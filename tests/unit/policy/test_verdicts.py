@@ -143,6 +143,7 @@ def ago(*hours: float) -> tuple[datetime, ...]:
             {},
             "90.0 minutes ago: 30.0 of 120 minutes of cooldown after 1 challengers",
         ),
+        (Situation(NOW, ago(5), ended=NOW - timedelta(minutes=45)), {}, "was 45.0 minutes ago: 15.0 of 60 minutes"),
         (Situation(NOW, ago(100), rejected=30), {}, "of 10080 minutes of cooldown after 30 challengers in a row"),
         (Situation(NOW, ago(*range(160, 20, -10))), {}, "14 trainings in the last 7 days; retrain.max_per_week is 14"),
         (Situation(NOW), {"automatic": False}, "retrain.automatic is false"),
@@ -168,8 +169,18 @@ def test_drift_that_lasts_retrains():
         RetrainConfig(drift_looks=3, drift_of=2)
 
 
+def test_harm_of_a_version_that_is_no_longer_live_does_not_retrain():
+    verdict = decide_retrain("harm", Situation(NOW, harmed=False), RetrainConfig())
+    assert (verdict.kind, verdict.reasons[0][:22]) == ("hold", "the newest look at the")
+    assert decide_retrain("harm", Situation(NOW, harmed=True), RetrainConfig()).kind == "retrain"
+    assert decide_retrain("harm", Situation(NOW), RetrainConfig()).kind == "retrain", (
+        "evidence from before it was asked"
+    )
+    assert decide_retrain("webhook", Situation(NOW, harmed=False), RetrainConfig()).kind == "retrain"
+
+
 @given(
-    st.sampled_from(["manual", "schedule", "drift", "harm"]),
+    st.sampled_from(["manual", "schedule", "drift", "harm", "webhook"]),
     st.lists(st.floats(-10, 400), max_size=20),
     st.integers(0, 30),
     st.lists(st.booleans(), max_size=5),
@@ -191,7 +202,7 @@ def test_thirty_days_of_permanent_drift_and_harm_keep_the_budget():
         config, trainings, rejected, now = RetrainConfig(max_per_week=5), [], 0, NOW
         for _ in range(30 * 24):
             now += timedelta(hours=1)
-            for trigger in ("drift", "harm", "schedule"):  # all roads lead to one policy
+            for trigger in ("drift", "harm", "schedule", "webhook"):  # all roads lead to one policy
                 situation = Situation(now, tuple(trainings), rejected, 100, (True,))
                 if decide_retrain(trigger, situation, config).kind == "retrain":
                     trainings.append(now)
@@ -211,5 +222,7 @@ def test_trainings_since_the_last_promotion_are_rejected_ones():
 
     entries = [entry(i, a) for i, a in enumerate(("retrain", "promote", "drift", "retrain", "verdict", "retrain"), 1)]
     past = past_trainings(entries)
-    assert (len(past.times), past.rejected, past.newest) == (3, 2, 6)
-    assert past_trainings([]) == ((), 0, 0)
+    assert (len(past.times), past.rejected, past.newest, past.ended) == (3, 2, 6, None)
+    assert past_trainings([]) == ((), 0, 0, None)
+    entries += [entry(i, a) for i, a in enumerate(("challenger", "hold", "drift", "rollback"), 7)]
+    assert past_trainings(entries).ended == NOW + timedelta(hours=8)
