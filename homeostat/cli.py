@@ -32,11 +32,12 @@ from homeostat.commands.rollout import rollout
 from homeostat.commands.scorecard import scorecard
 from homeostat.commands.simulate import simulate
 from homeostat.commands.traffic import traffic
-from homeostat.errors import HomeostatError, NotFound
+from homeostat.errors import HomeostatError, NotFound, Unavailable
 
 if TYPE_CHECKING:
     from homeostat.control.store import ControlStore
-    from homeostat.records import LedgerEntry, Rollout
+    from homeostat.records import LedgerEntry, LedgerHead, Rollout
+    from homeostat.settings import Settings
 
 # Heavy imports stand in the commands: `homeostat --help` must be quick.
 
@@ -293,14 +294,14 @@ def rollback(model: str, reason: str) -> None:
 
 @main.command()
 def reconcile() -> None:
-    """Let the MLflow aliases mirror the rollout rows."""
+    """Let the MLflow aliases mirror the rollout rows, and anchor the ledger."""
     from homeostat.registry import Registry
 
     settings = read_settings()
     store, registry = open_store(settings), Registry(settings.mlflow_url)
     rows = store.rows()
     for row in rows:
-        repairs = registry.project_aliases(row)
+        repairs = registry.mirror(row, store.head())
         for line in repairs:
             click.echo(line)
         if repairs:
@@ -323,12 +324,29 @@ def ledger() -> None:
 
 @ledger.command()
 def verify() -> None:
-    """Check the ledger's hash chain, the rollout rows, and what the server here remembers."""
+    """Check the ledger's hash chain, the rollout rows, and what the server here and MLflow remember."""
     from homeostat.serving.memory import Memory
 
     settings = read_settings()
-    count = open_store(settings).verify(Memory(settings.home / "serving").read())
-    click.echo(f"The ledger holds: {count} {'entry' if count == 1 else 'entries'}.")
+    anchors = _anchors(settings)
+    count = open_store(settings).verify(Memory(settings.home / "serving").read(), anchors)
+    of_mlflow = f", with {len(anchors)} in MLflow's tags" if anchors else ""
+    click.echo(f"The ledger holds: {count} {'entry' if count == 1 else 'entries'}{of_mlflow}.")
+
+
+def _anchors(settings: Settings) -> list[LedgerHead]:
+    """Return what MLflow remembers of the ledger; none, and say so, when it does not answer."""
+    from homeostat.registry import Registry
+
+    registry = Registry(settings.mlflow_url)
+    try:
+        if not registry.exists():
+            return []
+        registry.ping(timeout_seconds=2)
+        return registry.anchors()
+    except Unavailable as error:
+        click.echo(f"What MLflow remembers of the ledger is not checked: {error}", err=True)
+        return []
 
 
 if __name__ == "__main__":

@@ -412,6 +412,14 @@ class LedgerEntry:
 
 
 @dataclass(frozen=True)
+class LedgerHead:
+    """The last entry of the ledger at some time, 0 and zeros before the first: its number and its hash."""
+
+    sequence: int
+    hash: str
+
+
+@dataclass(frozen=True)
 class Deployed:
     """The server has reported that it answers with this version and digest.
 

@@ -1,13 +1,14 @@
 """observe: look at a window of captured traffic, and show it in MLflow and as a Prefect artifact."""
 
 from dataclasses import asdict
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 
 from prefect.artifacts import create_markdown_artifact
 from prefect.runtime import flow_run
 
 from homeostat.control.ledger import to_json
+from homeostat.control.scorecard import make_scorecard
 from homeostat.control.store import ControlStore
 from homeostat.control.windows import Windows
 from homeostat.observation import find_live, look, write_pages
@@ -52,4 +53,7 @@ def observe(project: str, since: datetime | None) -> Monitoring:
             },
             version=version,
         )
+        at.registry.anchor(name, store.head())
+    scorecard = make_scorecard(name, store.history(name), datetime.now(UTC))
+    at.registry.log_monitoring(name, scorecard.metrics(), [], ended)
     return found

@@ -53,7 +53,7 @@ def open_project(name: str) -> Workplace:
 def mirror_aliases(at: Workplace, store: ControlStore) -> None:
     """Make MLflow's aliases show the rollout row; the row has moved, so MLflow's absence is a warning."""
     try:
-        at.registry.project_aliases(store.row(at.config.name))
+        at.registry.mirror(store.row(at.config.name), store.head())
     except RegistryUnavailable as error:
         get_run_logger().warning("the change holds, but MLflow's aliases are behind: %s; `homeostat reconcile`", error)
 

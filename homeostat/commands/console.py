@@ -107,7 +107,7 @@ def short_time(time: str) -> str:
 
 
 def mirror_aliases(settings: Settings, rollout: Rollout) -> None:
-    """Let MLflow's aliases show a row; the change holds also when MLflow does not answer."""
+    """Let MLflow's aliases show a row, and anchor the ledger; the change holds also when MLflow does not answer."""
     from homeostat.registry import Registry
 
     registry = Registry(settings.mlflow_url)
@@ -115,7 +115,7 @@ def mirror_aliases(settings: Settings, rollout: Rollout) -> None:
         if not registry.exists():
             raise NotFound(f"there is no MLflow database at {settings.mlflow_url}")
         registry.ping(timeout_seconds=2)
-        registry.project_aliases(rollout)
+        registry.mirror(rollout, open_store(settings).head())
     except HomeostatError as error:
         click.echo(f"The change holds, but MLflow's aliases do not show it yet: {error}", err=True)
         click.echo("`homeostat reconcile` sets them later.", err=True)

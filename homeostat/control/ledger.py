@@ -20,7 +20,7 @@ from sqlalchemy import Connection, Row, insert, select, update
 from homeostat.control.database import GENESIS
 from homeostat.control.tables import head, ledger, rollout
 from homeostat.errors import ControlError, LedgerBroken
-from homeostat.records import LedgerEntry, Rollout
+from homeostat.records import LedgerEntry, LedgerHead, Rollout
 
 CHANGES_CHAMPION = ("promote", "rollback")
 """Actions that put another version live."""
@@ -80,13 +80,13 @@ def entry_of(row: Row[Any]) -> LedgerEntry:
     return LedgerEntry(**values)
 
 
-def verify(connection: Connection, served: Sequence[Rollout] = ()) -> int:
+def verify(connection: Connection, served: Sequence[Rollout] = (), anchors: Sequence[LedgerHead] = ()) -> int:
     """Walk the whole chain and hold the rollout rows against it; return the number of entries.
 
-    served: rows that a server remembers, whose decisions the ledger must hold too. Raises
-    LedgerBroken that names the sequence at which an edit, a deletion, an insertion or a new order
-    shows. Whoever can write the database can also rebuild the whole chain: keep a copy of the last
-    hash elsewhere where that matters.
+    served: rows that a server remembers, whose decisions the ledger must hold too. anchors: earlier ends of
+    the ledger, remembered elsewhere: whoever can write the database can rebuild the whole chain, but not
+    these. Raises LedgerBroken that names the sequence at which an edit, a deletion, an insertion or a new
+    order shows.
     """
     end = connection.execute(select(head)).one_or_none()
     if end is None:
@@ -102,12 +102,24 @@ def verify(connection: Connection, served: Sequence[Rollout] = ()) -> int:
         entry = entry_of(row)
         _check(entry, row.evidence, previous)
         previous = entry.hash
+        if any(anchor.sequence == sequence and anchor.hash != entry.hash for anchor in anchors):
+            raise LedgerBroken(
+                f"ledger entry {sequence} ({entry.action} of {entry.model}) is not the one that MLflow's tags "
+                "remember: it was rebuilt, or HOMEOSTAT_CONTROL_URL names another one; restore the newest backup"
+            )
         last[entry.model] = entry
         if entry.action in CHANGES_CHAMPION:
             live[entry.model] = entry
             champions.setdefault(entry.model, []).append(entry)
     if (end.sequence, end.hash) != (sequence, previous):
         raise LedgerBroken(f"the ledger ends at entry {sequence}, but its head names entry {end.sequence}")
+    longest = max((anchor.sequence for anchor in anchors), default=0)
+    if longest > sequence:
+        raise LedgerBroken(
+            f"the ledger ends at entry {sequence}, and MLflow's tags remember entry {longest}: it was cut off, or made "
+            "anew, or HOMEOSTAT_CONTROL_URL names another one; restore the newest backup. If you began anew on "
+            "purpose, delete the tag homeostat.ledger of each registered model"
+        )
     _check_rows(connection, last, live)
     for remembered in served:
         _check_served(remembered, last.get(remembered.model), champions.get(remembered.model, []))

@@ -61,6 +61,25 @@ class Scorecard:
         """Return plain dicts and numbers."""
         return asdict(self)
 
+    def metrics(self) -> dict[str, float]:
+        """Return every figure that there is as a number, in seconds, such as `scorecard/recovery_median_seconds`."""
+        spreads = {"detection": self.detection, "recovery": self.recovery, "rollback": self.rollback}
+        figures: dict[str, float | None] = {
+            "promotions": self.promotions,
+            "promotions_per_week": self.promotions_per_week,
+            "taken_back": self.taken_back,
+            "open_harm_seconds": self.open_harm,
+            "retrainings": self.retrainings,
+            "held": self.held,
+            "looks": self.looks,
+            "harmless_drift": self.harmless_drift,
+            "coverage": self.coverage,
+            "champion_age_seconds": self.champion_age,
+            **{f"{name}_median_seconds": spread.median for name, spread in spreads.items()},
+            **{f"{name}_longest_seconds": spread.longest for name, spread in spreads.items()},
+        }
+        return {f"scorecard/{name}": float(value) for name, value in figures.items() if value is not None}
+
 
 def make_scorecard(
     model: str, entries: Sequence[LedgerEntry], now: datetime, since: datetime | None = None

@@ -14,9 +14,9 @@ from homeostat.control import rows
 from homeostat.control.database import Database
 from homeostat.control.rows import Decision
 from homeostat.control.status import Status, status_of
-from homeostat.control.tables import ledger, quarantine, rollout
+from homeostat.control.tables import head, ledger, quarantine, rollout
 from homeostat.errors import Conflict, ControlError, NotFound
-from homeostat.records import BundleRef, LedgerEntry, Rollout
+from homeostat.records import BundleRef, LedgerEntry, LedgerHead, Rollout
 
 NO_EVIDENCE: Mapping[str, Any] = {}
 
@@ -112,14 +112,21 @@ class ControlStore:
                 raise NotFound(f"model {model} had no champion at {at}; see `homeostat history {model}`")
             return chain.entry_of(row)
 
-    def verify(self, served: Sequence[Rollout] = ()) -> int:
+    def head(self) -> LedgerHead:
+        """Return the last entry of the ledger."""
+        with self._database.read() as connection:
+            last = connection.execute(select(head.c.sequence, head.c.hash)).one()
+            return LedgerHead(last.sequence, last.hash)
+
+    def verify(self, served: Sequence[Rollout] = (), anchors: Sequence[LedgerHead] = ()) -> int:
         """Check the whole ledger, and the rollout rows against it; return the number of entries.
 
-        served: rows that a server remembers, whose decisions the ledger must hold too. Raises
+        served: rows that a server remembers, whose decisions the ledger must hold too. anchors: earlier
+        ends of the ledger that are remembered elsewhere, which it must hold too. Raises
         LedgerBroken that names the sequence. Holds the write lock meanwhile.
         """
         with self._database.write() as connection:
-            return chain.verify(connection, served)
+            return chain.verify(connection, served, anchors)
 
     def register_bundle(self, ref: BundleRef) -> None:
         """Remember a version's bundle, so that it can be promoted by number.

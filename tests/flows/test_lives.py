@@ -13,6 +13,7 @@ from pathlib import Path
 import httpx
 import numpy as np
 import pytest
+from mlflow.tracking import MlflowClient
 
 from deployments.traffic import Sent, Traffic, wait_captured
 from flows.lifecycle import lifecycle
@@ -91,8 +92,14 @@ def live(place: ServerProcess, name: str) -> None:
     back = rollback(name, "the test says so")
     assert (back.version, back.sha256) == (1, first.sha256)
     assert store.row(name).champion.version == 1
-    assert store.verify() > 0
-    assert Registry(settings.mlflow_url).aliases(name)["champion"] == 1
+    registry = Registry(settings.mlflow_url)
+    assert registry.anchors() == [store.head()]
+    assert store.verify(anchors=registry.anchors()) == store.head().sequence
+    assert registry.aliases(name)["champion"] == 1
+    client = MlflowClient(settings.mlflow_url)
+    experiments = [one.experiment_id for one in client.search_experiments()]
+    figures = [run.data.metrics for run in client.search_runs(experiments)]
+    assert any(one.get("scorecard/promotions", 0) >= 1 and "scorecard/coverage" in one for one in figures)
 
 
 @pytest.mark.parametrize("name", ["digits", "breast_cancer", "diabetes"])

@@ -146,3 +146,25 @@ def test_what_the_server_remembers_is_held_against_the_ledger(store):
 def test_a_ledger_that_lacks_what_was_served_is_found(store, changes, message):
     with pytest.raises(LedgerBroken, match=message):
         store.verify([replace(store.row("digits"), **changes)])
+
+
+def test_a_ledger_is_held_to_its_anchors(make_url) -> None:
+    """Whoever writes the database can rebuild the chain, but not what is remembered elsewhere."""
+
+    def written(*reasons: str) -> ControlStore:
+        made = ControlStore(make_url())
+        for reason in reasons:
+            made.record("digits", "verdict", actor="t", reason=reason)
+        return made
+
+    store, rebuilt, shorter = written("a", "b", "c"), written("a", "x", "c", "d"), written("a")
+    anchors = [store.head()]
+    assert anchors[0].sequence == 3
+    assert store.verify(anchors=anchors) == 3
+    store.record("digits", "verdict", actor="t", reason="d")
+    assert store.verify(anchors=[*anchors, store.head()]) == 4, "it may go on"
+    assert rebuilt.verify() == 4, "a rebuilt chain holds by itself"
+    with pytest.raises(LedgerBroken, match=r"ledger entry 3 \(verdict of digits\) is not the one"):
+        rebuilt.verify(anchors=anchors)
+    with pytest.raises(LedgerBroken, match="ends at entry 1, and MLflow's tags remember entry 3"):
+        shorter.verify(anchors=anchors)

@@ -86,6 +86,10 @@ def test_the_command(tmp_path, monkeypatch):
     assert max(map(len, shown.output.splitlines())) <= 80
     values = json.loads(CliRunner().invoke(main, ["scorecard", "toy", "--json"]).output)
     assert values["toy"]["promotions"] == 1
+    figures = make_scorecard("toy", store.history("toy"), datetime.now(UTC)).metrics()
+    assert figures["scorecard/promotions"] == 1.0
+    assert figures["scorecard/champion_age_seconds"] == pytest.approx(3 * 86_400, abs=60)
+    assert "scorecard/recovery_median_seconds" not in figures, "nothing was seen to measure"
     late = CliRunner().invoke(main, ["scorecard", "--since", "2999-01-01"])
     assert "has not come yet" in late.output
     unknown = CliRunner().invoke(main, ["scorecard", "other"])
