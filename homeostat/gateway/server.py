@@ -10,7 +10,7 @@ import os
 import signal
 import socket
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import timedelta
 from pathlib import Path
 from types import FrameType
@@ -69,6 +69,28 @@ class _Server(uvicorn.Server):  # type: ignore[misc]
         self.force_exit = self.should_exit and sig == signal.SIGINT
         self.should_exit = True
 
+    def leave(self) -> None:
+        """End, as a signal would."""
+        self.should_exit = True
+
+
+class Work(threading.Thread):
+    """A thread without which the gateway would be a trap: it would take webhooks, and do nothing with them."""
+
+    def __init__(self, run: Callable[[], None], stop: Callable[[], None], failed: Callable[[], None]) -> None:
+        """Do not begin yet. failed: called when `run` raises; stop: what lets it return."""
+        super().__init__(daemon=True)
+        self._run, self.stop, self._failed = run, stop, failed
+        self.failure: BaseException | None = None
+
+    def run(self) -> None:
+        """Do the work; what it raises is kept, and ends the gateway."""
+        try:
+            self._run()
+        except BaseException as error:  # noqa: BLE001 - it is not swallowed: `serve` raises it again
+            self.failure = error
+            self._failed()
+
 
 def serve(settings: Settings, file: Path, prefect_url: str, environ: Mapping[str, str] = os.environ) -> None:
     """Run until SIGINT or SIGTERM; raises ConfigError for what is wrong in the file, a secret or the address."""
@@ -91,18 +113,22 @@ def serve(settings: Settings, file: Path, prefect_url: str, environ: Mapping[str
         ", ".join(senders) or f"nobody ({file} has no sources)",
         ", ".join(follower.name for follower in followers),
     )
-    threads = [threading.Thread(target=work.run, daemon=True) for work in (dispatcher, notifier)]
-    for thread in threads:
-        thread.start()
+    server = _Server(_uvicorn(gateway, settings))
+    works = [Work(one.run, one.stop, server.leave) for one in (dispatcher, notifier)]
+    for work in works:
+        work.start()
     try:
-        _Server(_uvicorn(gateway, settings)).run([bound])
+        server.run([bound])
     finally:
-        dispatcher.stop()
-        notifier.stop()
-        for thread in threads:
-            thread.join(DRAIN_SECONDS)
+        for work in works:
+            work.stop()
+        for work in works:
+            work.join(DRAIN_SECONDS)
         prefect.close()
         bound.close()
+    for work in works:
+        if work.failure is not None:
+            raise work.failure
 
 
 def _followers(config: GatewayConfig, prefect: Prefect, environ: Mapping[str, str]) -> list[Follower]:
