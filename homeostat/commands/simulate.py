@@ -126,8 +126,6 @@ def _run(sender: Sender, count: int, as_json: bool) -> bool:
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    from homeostat.errors import HomeostatError
-
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True), disable=as_json, transient=True) as progress:
         task = progress.add_task("requests", total=count)
@@ -141,14 +139,6 @@ def _run(sender: Sender, count: int, as_json: bool) -> bool:
             asyncio.run(sender.send())
         except KeyboardInterrupt:
             return True
-        except ExceptionGroup as group:  # of the tasks: the first of ours says what is wrong
-            ours = group.subgroup(HomeostatError)
-            if ours is None:
-                raise
-            first: BaseException = ours
-            while isinstance(first, BaseExceptionGroup):
-                first = first.exceptions[0]
-            raise first from group
     return False
 
 
