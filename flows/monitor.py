@@ -1,4 +1,4 @@
-"""monitor: look at live traffic; tell of drift; take back a version that labels say is worse."""
+"""monitor: look at live traffic; tell of drift; take back a version that labels say is worse, promote a better one."""
 
 from datetime import datetime
 
@@ -8,6 +8,7 @@ from homeostat.records import Monitoring
 from tasks.announce import announce
 from tasks.observe import observe
 from tasks.roll_back import roll_back_if_worse
+from tasks.try_challenger import try_challenger
 
 
 @flow(name="monitor")
@@ -19,4 +20,5 @@ def monitor(project: str, since: datetime | None = None) -> Monitoring:
     monitoring = observe(project, since)
     announce(monitoring)
     roll_back_if_worse(project, monitoring)
+    try_challenger(project, monitoring)
     return monitoring

@@ -207,11 +207,44 @@ class GuardConfig(Section):
     label_rate: Fraction = Field(0.01, description="or under this share of labelled requests")
 
 
+class TrialConfig(Section):
+    """What live labels must say of two versions; gains are of the loss in [0, 1] that harm is measured in."""
+
+    margin: float = Field(
+        0.0,
+        gt=-1,
+        lt=1,
+        description="a challenger takes over when it gains certainly more than this; negative: is not that much worse",
+    )
+    slice_margin: float = Field(
+        0.05, ge=0, lt=1, description="and no value of serve.slices certainly loses more than this"
+    )
+    min_labels: int = Field(100, ge=10, description="labelled rows before they say anything")
+    max_labels: int = Field(
+        20_000, ge=10, le=1_000_000, description="the first so many labelled rows decide; also in a rollback"
+    )
+    days: float = Field(
+        14.0, ge=0, le=MAX_DAYS, description="then the champion stays; 0: no challenger is tried on live labels"
+    )
+
+    @model_validator(mode="after")
+    def _can_be_reached(self) -> TrialConfig:
+        if self.min_labels > self.max_labels:
+            raise ValueError(f"min_labels {self.min_labels} is above max_labels {self.max_labels}: no trial could end")
+        return self
+
+
 class RolloutConfig(Section):
     """When a challenger takes over, and when a champion is taken back; travels with the bundle."""
 
-    margin: float = Field(0.0, ge=0, description="the lower end of the paired interval must be above this")
-    rollback_margin: float = Field(0.0, ge=0, description="live loss against the predecessor, in units of the metric")
+    margin: float = Field(
+        0.0,
+        description="test part: the lower end of the paired interval must be above this, in units of the metric; "
+        "negative: not that much worse is enough",
+    )
+    rollback_margin: float = Field(
+        0.0, ge=0, lt=1, description="live loss, in [0, 1], that may be lost against the predecessor"
+    )
     rollback_min_labels: int = Field(50, ge=10, description="labelled rows before a live comparison says anything")
     timeout_seconds: float = Field(60.0, gt=0, description="how long the server may take to report a version")
     strategy: Strategy = Field("direct", description="how a challenger that beats the champion offline takes over")
@@ -239,6 +272,7 @@ class RolloutConfig(Section):
     bake_share: Fraction = Field(0.05, description="bake: share of traffic that the old version keeps, to compare with")
     max_source_errors: int = Field(100, ge=1, description="evidence that could not be used; more pause the rollout")
     guards: GuardConfig = GuardConfig()
+    trial: TrialConfig = TrialConfig()
 
     @model_validator(mode="after")
     def _steps_rise(self) -> RolloutConfig:
@@ -401,10 +435,11 @@ class ProjectConfig(Section):
 
     @model_validator(mode="after")
     def _can_be_rolled_back(self) -> ProjectConfig:
-        if self.rollout.rollback_min_labels > self.monitor.max_rows:
+        most = self.rollout.trial.max_labels
+        if self.rollout.rollback_min_labels > most:
             raise ValueError(
-                f"rollout.rollback_min_labels {self.rollout.rollback_min_labels} is above monitor.max_rows "
-                f"{self.monitor.max_rows}: no live comparison would ever say anything"
+                f"rollout.rollback_min_labels {self.rollout.rollback_min_labels} is above rollout.trial.max_labels "
+                f"{most}: no live comparison would ever say anything"
             )
         return self
 

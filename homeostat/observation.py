@@ -16,6 +16,7 @@ from homeostat.project import Project
 from homeostat.records import BundleRef, Monitoring
 from homeostat.sealing import load_keyring
 from homeostat.settings import Settings
+from homeostat.trial import find_tried
 
 if TYPE_CHECKING:
     from homeostat.control.store import ControlStore
@@ -34,16 +35,18 @@ HISTOGRAMS = 100
 
 @dataclass(frozen=True)
 class Live:
-    """Who was champion at a time, since when (UTC), and who before."""
+    """Who was champion at a time, since when (UTC), who before, and who now wants to be the next."""
 
     champion: Bundle
     since: datetime
     previous: Bundle | None
+    tried: tuple[Bundle, datetime] | None = None
+    """The challenger that live labels decide on, and since when rows count."""
 
 
-def find_live(store: ControlStore, settings: Settings, model: str, at: datetime | None = None) -> Live:
+def find_live(store: ControlStore, settings: Settings, config: ProjectConfig, at: datetime | None = None) -> Live:
     """Return the champion of now, or of a time, with verified bytes. Raises NotFound, BundleInvalid, Unavailable."""
-    public_key = load_public_key(settings.home)
+    public_key, model = load_public_key(settings.home), config.name
 
     def opened(ref: BundleRef) -> Bundle:
         return open_bundle(ref, public_key)
@@ -52,8 +55,12 @@ def find_live(store: ControlStore, settings: Settings, model: str, at: datetime 
         row = store.row(model)
         if row.champion is None:
             raise NotFound(f"{model} has no champion to monitor; prefect deployment run 'lifecycle/{model}'")
+        tried = find_tried(store, config)
         return Live(
-            opened(row.champion), datetime.fromisoformat(row.since), opened(row.previous) if row.previous else None
+            opened(row.champion),
+            datetime.fromisoformat(row.since),
+            opened(row.previous) if row.previous else None,
+            (opened(tried.bundle), tried.since) if tried else None,
         )
     made = store.champion_at(model, at)
     since = datetime.fromisoformat(made.time)
@@ -95,6 +102,7 @@ def look(
         onnx=live.champion.onnx,
         reference=_reference(live, against),
         predecessor=(beside.ref.version, beside.onnx) if beside else None,
+        tried=(live.tried[0].ref.version, live.tried[0].onnx, live.tried[1]) if live.tried and not until else None,
         traffic=settings.traffic_path,
         workspace=workspace,
         since=since or now - timedelta(hours=config.monitor.window_hours),

@@ -199,6 +199,15 @@ class Export:
 
 
 @dataclass(frozen=True)
+class SliceGain:
+    """The gain of one value of a slice, such as `region=north`."""
+
+    name: str
+    rows: int
+    gain: Interval
+
+
+@dataclass(frozen=True)
 class Comparison:
     """Challenger against champion on the same rows: positive `gain` means that the challenger is better."""
 
@@ -208,6 +217,21 @@ class Comparison:
     challenger: float
     champion: float
     gain: Interval
+    slices: tuple[SliceGain, ...] = ()
+    """Of live rows, the values of serve.slices; their intervals are corrected for their number."""
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A challenger beside the live version on labelled live rows, which neither has learnt from."""
+
+    version: int
+    since: str
+    """UTC time (ISO 8601) from which rows count."""
+    until: str
+    """Time of the look."""
+    comparison: Comparison | None
+    """None while too few labels have come, or where the rows cannot be answered again."""
 
 
 @dataclass(frozen=True)
@@ -658,6 +682,8 @@ class Monitoring:
     """Paths of the JSON and HTML reports."""
     predecessor: Comparison | None = None
     """The live version against its predecessor on the same labelled rows."""
+    trial: Trial | None = None
+    """The challenger against the live version, where labels are to decide between them."""
     notes: tuple[str, ...] = ()
     """What a reader should know that is no drift: unreadable requests, labels that could not be used."""
     conclusion: Conclusion = "inconclusive"

@@ -21,6 +21,8 @@ from homeostat.policy.promotion import decide_promotion
 from homeostat.records import BundleRef, Deployed, Evaluation, Rollout, Verdict
 
 POLL_SECONDS = 0.05
+UNDECIDED = "inconclusive"
+"""Verdict of the test part that leaves a challenger to live labels (homeostat.trial)."""
 
 
 def _object(body: bytes) -> dict[str, Any]:
@@ -119,26 +121,57 @@ def introduce(
     except Quarantined as error:
         return _hold_quarantined(store, bundle, generation, actor, str(error))
     took = wait_until_ready(server_url, bundle, config.rollout.timeout_seconds, live=False)
-    evidence = {"verdict": verdict.kind, "reasons": list(verdict.reasons), **verdict.evidence}
+    evidence = evidence_of(verdict)
     if verdict.kind != "promote":
+        days = config.rollout.trial.days
+        tried = f"; live labels are to decide within {days:g} days" if verdict.kind == UNDECIDED and days else ""
         row = store.hold(
             bundle.model,
             expected_generation=row.generation,
             actor=actor,
-            reason="; ".join(verdict.reasons),
+            reason="; ".join(verdict.reasons) + tried,
             evidence=evidence,
         )
         return _deployed(row, bundle, took), verdict
-    reason = "; ".join(verdict.reasons)
-    if config.rollout.approval_hours and row.champion is not None:
-        why = Why(actor, reason, evidence)
-        ask_approval(store, bundle, config.rollout.approval_hours, why, row.generation, datetime.now(UTC))
-        return _deployed(row, bundle, took), verdict
-    if config.rollout.strategy != "direct" and row.champion is not None:
-        why = Why(actor, reason, evidence)
-        row = progress.start(store, bundle, config.rollout, why, expected_generation=row.generation)
-        return _deployed(row, bundle, took), verdict
-    return promote(store, bundle.model, bundle.version, config, server_url, actor, reason, evidence), verdict
+    why = Why(actor, "; ".join(verdict.reasons), evidence)
+    return take_over(store, row, bundle, config, server_url, why, took), verdict
+
+
+def evidence_of(verdict: Verdict) -> dict[str, Any]:
+    """Return what the ledger keeps of a verdict on a promotion."""
+    return {"verdict": verdict.kind, "reasons": list(verdict.reasons), **verdict.evidence}
+
+
+def take_over(
+    store: ControlStore,
+    row: Rollout,
+    bundle: BundleRef,
+    config: ProjectConfig,
+    server_url: str,
+    why: Why,
+    took: float = 0.0,
+) -> Deployed:
+    """Do what a decided promotion asks for: ask for approval, begin the rollout, or promote at once.
+
+    row: with the bundle as its challenger; Conflict when it has moved on. took: seconds until the server had it.
+    """
+    rollout, generation = config.rollout, row.generation
+    if rollout.approval_hours and row.champion is not None:
+        ask_approval(store, bundle, rollout.approval_hours, why, generation, datetime.now(UTC))
+        return _deployed(row, bundle, took)
+    if rollout.strategy != "direct" and row.champion is not None:
+        row = progress.start(store, bundle, rollout, why, expected_generation=generation)
+        return _deployed(row, bundle, took)
+    check_server(server_url)
+    row = store.promote(
+        row.model,
+        bundle.version,
+        expected_generation=generation,
+        actor=why.actor,
+        reason=why.reason,
+        evidence=why.evidence,
+    )
+    return confirm(store, row, bundle, config, server_url)
 
 
 def _hold_quarantined(
@@ -150,21 +183,12 @@ def _hold_quarantined(
 
 
 def promote(
-    store: ControlStore,
-    model: str,
-    version: int,
-    config: ProjectConfig,
-    server_url: str,
-    actor: str,
-    reason: str,
-    evidence: dict[str, Any] | None = None,
+    store: ControlStore, model: str, version: int, config: ProjectConfig, server_url: str, actor: str, reason: str
 ) -> Deployed:
     """Make a version the champion and wait until it answers; if it does not, go back and raise RolloutTimeout."""
     check_server(server_url)
     row = store.row(model)
-    row = store.promote(
-        model, version, expected_generation=row.generation, actor=actor, reason=reason, evidence=evidence or {}
-    )
+    row = store.promote(model, version, expected_generation=row.generation, actor=actor, reason=reason)
     bundle = row.champion
     if bundle is None or bundle.version != version:
         raise ControlError(f"{model}: the row names {bundle} after the promotion of v{version}")

@@ -24,7 +24,7 @@ def observe(project: str, since: datetime | None) -> Monitoring:
     at = open_project(project)
     name, folder = at.config.name, at.settings.home / "windows" / str(flow_run.id)
     store, windows = ControlStore(at.settings.control_url), Windows(at.settings.control_url)
-    live = find_live(store, at.settings, name)
+    live = find_live(store, at.settings, at.config)
     version = live.champion.ref.version
     standing = windows.standing(name, version)
     found, state = look(at.project, at.config, at.settings, live, workspace=folder, since=since, state=standing.state)

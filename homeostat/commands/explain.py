@@ -18,7 +18,8 @@ from homeostat.errors import DataInvalid, NotFound
 def explain(decision: int, as_json: bool) -> None:
     """Show DECISION, an entry of the ledger by its number: what was decided, why, and on what evidence.
 
-    A verdict on retraining is computed again from its evidence and the settings of that time.
+    What the policy decided (retraining, promotion, rollback) is computed again from its evidence and the settings of
+    that time.
     `homeostat history MODEL` has the numbers.
     """
     from dataclasses import asdict
@@ -36,23 +37,26 @@ def explain(decision: int, as_json: bool) -> None:
     click.echo(_wrapped(f"because: {entry.reason}"))
     for name, value in _flat(entry.evidence):
         click.echo(_wrapped(f"  {name} = {value}", "    "))
-    click.echo(_wrapped(_again(entry.evidence)))
+    for line in _again(entry.evidence):
+        click.echo(_wrapped(line))
 
 
-def _again(evidence: Mapping[str, Any]) -> str:
-    from homeostat.policy.retraining import decide_again
+def _again(evidence: Mapping[str, Any]) -> list[str]:
+    """Return the rule that decided, and whether it decides so again."""
+    from homeostat.policy.again import decide_again
 
-    inner = evidence.get("evidence")
-    if not isinstance(inner, Mapping) or "retrain" not in inner:
-        return "No rule of retraining decided this: it is not computed again."
+    inner = evidence.get("evidence", evidence)
     try:
-        verdict = decide_again(inner)
+        again = decide_again(inner) if isinstance(inner, Mapping) else None
     except DataInvalid as error:
-        return f"It cannot be computed again: {error}"
-    same = verdict.kind == evidence.get("kind") and list(verdict.reasons) == list(evidence.get("reasons") or ())
-    if same:
-        return f"The same evidence decides it again: {verdict.kind}."
-    return f"The same evidence now decides otherwise: {verdict.kind}: {'; '.join(verdict.reasons)}."
+        return [f"It cannot be computed again: {error}"]
+    if again is None:
+        return ["No rule of the policy decided this: it is not computed again."]
+    verdict, rule = again
+    same = verdict.kind == evidence.get("kind", evidence.get("verdict"))
+    if same and list(verdict.reasons) == list(evidence.get("reasons") or ()):
+        return [f"rule: {rule}", f"The same evidence decides it again: {verdict.kind}."]
+    return [f"rule: {rule}", f"The same evidence now decides otherwise: {verdict.kind}: {'; '.join(verdict.reasons)}."]
 
 
 def _flat(value: Any, name: str = "") -> list[tuple[str, str]]:
@@ -61,7 +65,7 @@ def _flat(value: Any, name: str = "") -> list[tuple[str, str]]:
         return [
             one
             for key, item in value.items()
-            if key not in ("reasons", "kind")
+            if key not in ("reasons", "kind", "verdict")
             for one in _flat(item, f"{name}.{key}".removeprefix(".").removeprefix("evidence."))
         ]
     return [(name, json.dumps(value, ensure_ascii=False))]

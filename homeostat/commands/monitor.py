@@ -62,7 +62,7 @@ def monitor(
     settings = read_settings()
     mine, config = load_project(find_project(project, settings.root), settings.root)
     store = find_store(settings)
-    live = find_live(store, settings, config.name, until)
+    live = find_live(store, settings, config, until)
     windows = Windows(settings.control_url)
     goes_on = until is None and against is None
     other = open_bundle(store.bundle(config.name, against), load_public_key(settings.home)) if against else None

@@ -125,9 +125,27 @@ def compare(
     The gain is in units of the metric, and positive when the challenger is better. Raises
     GateFailed when the champion does not take these rows, or answers in another shape.
     """
-    mine = predict(challenger, data.inputs)
+    mine, theirs = answers_of_both(config, data.inputs, challenger, champion, champion_version)
+    first, second = measure(project, config, data.target, mine), measure(project, config, data.target, theirs)
+    name = primary_of(config, {key: 0 for key in first if key in second})
+    answers = [read_answers(config.task, data.target, outputs) for outputs in (mine, theirs)]
+    up = higher_is_better(name)
+    better, worse = answers if up else reversed(answers)
+    gain = gain_interval(weighted_metrics(project, config.task)[name], better, worse, config.gate, seed, data.ids)
+    value = first[name] - second[name] if up else second[name] - first[name]
+    return Comparison(name, champion_version, len(data), first[name], second[name], replace(gain, value=value))
+
+
+def answers_of_both(
+    config: ProjectConfig, inputs: Mapping[str, Array], challenger: bytes, champion: bytes, champion_version: int
+) -> tuple[dict[str, Array], dict[str, Array]]:
+    """Return what two ONNX graphs answer to the same inputs, output name -> [n, k]; raises GateFailed as `compare`."""
     try:
-        theirs = predict(champion, data.inputs)
+        mine = predict(challenger, inputs)
+    except DataInvalid as error:
+        raise GateFailed(f"the model of {config.name} cannot be scored on these rows: {error}") from error
+    try:
+        theirs = predict(champion, inputs)
     except DataInvalid as error:
         raise GateFailed(
             f"champion v{champion_version} of {config.name} cannot be scored on the same rows: {error}; "
@@ -139,14 +157,7 @@ def compare(
             f"the model answers {widths[0]} numbers a row, champion v{champion_version} of {config.name} {widths[1]}: "
             "its clients would read them wrong; keep the last layer, or give the project a new name"
         )
-    first, second = measure(project, config, data.target, mine), measure(project, config, data.target, theirs)
-    name = primary_of(config, {key: 0 for key in first if key in second})
-    answers = [read_answers(config.task, data.target, outputs) for outputs in (mine, theirs)]
-    up = higher_is_better(name)
-    better, worse = answers if up else reversed(answers)
-    gain = gain_interval(weighted_metrics(project, config.task)[name], better, worse, config.gate, seed, data.ids)
-    value = first[name] - second[name] if up else second[name] - first[name]
-    return Comparison(name, champion_version, len(data), first[name], second[name], replace(gain, value=value))
+    return mine, theirs
 
 
 def check_answers(config: ProjectConfig, outputs: Array) -> None:

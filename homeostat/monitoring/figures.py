@@ -15,7 +15,7 @@ def figures(monitoring: Monitoring) -> dict[str, float]:
     monitor/* and skew/* counts, drift/<column> p-values or distances, evidence/<column> natural logarithms,
     severity/<column>, quality/<metric> and fairness/<attribute>/<gap> with .low and .high, harm/<all or
     slice>/loss with .low and .high, labels/* in seconds, latency/* in ms, predecessor/gain (positive: the live
-    version is better).
+    version is better), challenger/gain (positive: the challenger is).
     """
     drifted = sum(column.drifted for column in monitoring.columns) + len(monitoring.faults)
     out: dict[str, float] = {
@@ -55,6 +55,8 @@ def figures(monitoring: Monitoring) -> dict[str, float]:
         out |= {"latency/p50_ms": monitoring.latency_p50_ms, "latency/p99_ms": monitoring.latency_p99_ms}
     if monitoring.predecessor is not None:
         out |= _bounds("predecessor/gain", monitoring.predecessor.gain)
+    if monitoring.trial is not None and monitoring.trial.comparison is not None:
+        out |= _bounds("challenger/gain", monitoring.trial.comparison.gain)
     return {name: float(value) for name, value in out.items() if math.isfinite(value)}
 
 
@@ -130,6 +132,11 @@ def _figure_table(monitoring: Monitoring) -> list[str]:
         rows.append(
             (f"{beside.metric} gain over v{beside.champion_version}, {beside.rows} rows", _interval(beside.gain))
         )
+    trial = monitoring.trial
+    if trial is not None:
+        few, found = "too few labels yet", trial.comparison
+        name = f"challenger v{trial.version}" + (f": {found.metric} gain, {found.rows} rows" if found else "")
+        rows.append((name, _interval(found.gain) if found else few))
     return (
         ["| figure | value |", "|---|---|", *[f"| {_cell(name)} | {value} |" for name, value in rows], ""]
         if rows

@@ -69,6 +69,12 @@ class Index:
         enough = int(np.searchsorted(np.cumsum(sizes), rows)) + 1
         return self.take(np.arange(max(0, len(self) - enough), len(self)))
 
+    def first(self, rows: int, when: Array) -> Index:
+        """Return the requests of the smallest `when` [n] whose rows add up to at least `rows`, or all, oldest first."""
+        order = np.argsort(when, kind="stable")
+        enough = int(np.searchsorted(np.cumsum(np.maximum(self.rows[order], 1)), rows)) + 1
+        return self.take(np.sort(order[:enough]))
+
     def ordered(self) -> Index:
         """Return the requests by time, then by id."""
         order = np.argsort(self.times, kind="stable")

@@ -22,7 +22,6 @@ from homeostat.monitoring.labels import look_at_labels
 from homeostat.monitoring.outliers import find_outliers
 from homeostat.monitoring.performance import (
     MIN_LABELLED,
-    beside_predecessor,
     latency,
     live_fairness,
     live_labels,
@@ -31,12 +30,13 @@ from homeostat.monitoring.performance import (
 )
 from homeostat.monitoring.reference import Reference, load_reference
 from homeostat.monitoring.reports import quality_report
+from homeostat.monitoring.rivals import compare_live
 from homeostat.monitoring.sequence import DriftState
 from homeostat.monitoring.skew import check_skew
 from homeostat.monitoring.traffic import TrafficRows
 from homeostat.monitoring.window import read_window
 from homeostat.project import Project
-from homeostat.records import Comparison, Conclusion, Harm, Monitoring, Violation
+from homeostat.records import Comparison, Conclusion, Harm, Monitoring, Trial, Violation
 from homeostat.sealing import Keyring
 
 if TYPE_CHECKING:
@@ -55,6 +55,7 @@ def monitor(
     onnx: bytes,
     reference: bytes,
     predecessor: tuple[int, bytes] | None,
+    tried: tuple[int, bytes, datetime] | None = None,
     traffic: Path,
     workspace: Path,
     since: datetime,
@@ -71,8 +72,9 @@ def monitor(
     from there, so that no label counts twice. Evidence that cannot be read begins anew, with a note.
 
     version, onnx, reference: the live version's, out of its bundle. predecessor: (version, ONNX
-    graph) of the champion before it, which is replayed on all labelled rows answered since
-    `champion_since`; rows from before that time, or of another version, never count. keys: of
+    graph) of the champion before it, which is replayed on the labelled rows answered since
+    `champion_since`; rows from before that time, or of another version, never count. tried: (version,
+    ONNX graph, since when) of a challenger, which is replayed on what anyone has answered since then. keys: of
     encrypted traffic. contract: the version's, which the window's rows are held against. Writes
     window.parquet and the reports into `workspace`. Raises BundleInvalid (reference), DataInvalid
     ConfigError or Unavailable (capture), MonitoringFailed (drift report).
@@ -113,17 +115,9 @@ def monitor(
     violations, unheld = _violations(project, expected, rows, contract)
     drift = _drift(project, config, expected, rows, workspace, before.drift, f"{config.name} v{version}")
     quality_reports, no_report = _quality_reports(config, expected, labelled, workspace)
-    comparison, no_comparison = _comparison(
-        project,
-        config,
-        (version, onnx),
-        predecessor,
-        traffic=traffic,
-        since=champion_since,
-        now=now,
-        seed=seed,
-        keys=keys,
-    )
+    comparisons = _Comparisons(project, config, expected, traffic, champion_since, now, keys)
+    predecessor_gain = comparisons.with_predecessor((version, onnx), predecessor)
+    trial = comparisons.of_challenger((version, onnx), tried)
     p50, p99 = latency(rows)
     found = Monitoring(
         model=config.name,
@@ -138,8 +132,9 @@ def monitor(
         latency_p50_ms=p50,
         latency_p99_ms=p99,
         reports=drift.reports + quality_reports,
-        predecessor=comparison,
-        notes=_notes(rows, labelled) + drift.notes + no_report + no_comparison + labels.notes + unheld + lost,
+        predecessor=predecessor_gain,
+        trial=trial,
+        notes=_notes(rows, labelled) + drift.notes + no_report + comparisons.notes + labels.notes + unheld + lost,
         conclusion=_conclude(drift, labels.harm),
         harm=labels.harm,
         cohorts=labels.cohorts,
@@ -177,26 +172,68 @@ def _utc(moment: datetime) -> datetime:
     return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
 
 
-def _comparison(
-    project: Project,
-    config: ProjectConfig,
-    live: tuple[int, bytes],
-    predecessor: tuple[int, bytes] | None,
-    *,
-    traffic: Path,
-    since: datetime,
-    now: datetime,
-    seed: int,
-    keys: Keyring | None,
-) -> tuple[Comparison | None, tuple[str, ...]]:
-    """Compare with the predecessor; where these rows do not allow it, return a note instead."""
-    try:
-        return beside_predecessor(
-            project, config, live, predecessor, traffic=traffic, since=since, now=now, seed=seed, keys=keys
-        ), ()
-    except (GateFailed, ConfigError) as error:
-        logger.warning("%s: not compared with its predecessor: %s", config.name, error)
-        return None, (f"not compared with the predecessor: {error}",)
+class _Comparisons:
+    """The live version beside others on labelled rows; where these rows do not allow it, `notes` says why."""
+
+    def __init__(
+        self,
+        project: Project,
+        config: ProjectConfig,
+        reference: Reference,
+        traffic: Path,
+        since: datetime,
+        now: datetime,
+        keys: Keyring | None,
+    ) -> None:
+        self._project, self._config, self._reference = project, config, reference
+        self._traffic, self._since, self._now, self._keys = traffic, since, now, keys
+        self.notes: tuple[str, ...] = ()
+
+    def with_predecessor(self, live: tuple[int, bytes], predecessor: tuple[int, bytes] | None) -> Comparison | None:
+        """Return the live version's gain over its predecessor, on what it has answered since it became champion."""
+        if predecessor is None:
+            return None
+        few = self._config.rollout.rollback_min_labels
+        return self._compare("the predecessor", live[1], predecessor, since=self._since, few=few, version=live[0])
+
+    def of_challenger(self, live: tuple[int, bytes], tried: tuple[int, bytes, datetime] | None) -> Trial | None:
+        """Return a challenger's gain over the live version, on what anyone has answered since it was registered."""
+        if tried is None:
+            return None
+        version, onnx, made = tried
+        since, few = max(made, self._since), self._config.rollout.trial.min_labels
+        found = self._compare(f"challenger v{version}", onnx, live, since=since, few=few)
+        return Trial(version, since.isoformat(timespec="seconds"), self._now.isoformat(timespec="seconds"), found)
+
+    def _compare(
+        self,
+        whom: str,
+        mine: bytes,
+        rival: tuple[int, bytes],
+        *,
+        since: datetime,
+        few: int,
+        version: int | None = None,
+    ) -> Comparison | None:
+        config = self._config
+        try:
+            return compare_live(
+                self._project,
+                config,
+                self._reference,
+                mine,
+                rival,
+                traffic=self._traffic,
+                since=since,
+                now=self._now,
+                min_labels=few,
+                version=version,
+                keys=self._keys,
+            )
+        except (GateFailed, ConfigError) as error:
+            logger.warning("%s: not compared with %s: %s", config.name, whom, error)
+            self.notes += (f"not compared with {whom}: {error}",)
+            return None
 
 
 def _drift(

@@ -4,24 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from datetime import datetime
-from pathlib import Path
 
 import numpy as np
 
 from homeostat.config import ProjectConfig
-from homeostat.dataset import Array, Dataset
-from homeostat.errors import ConfigError, GateFailed
-from homeostat.evaluation.evaluate import compare, intervals
+from homeostat.dataset import Array
+from homeostat.errors import ConfigError
+from homeostat.evaluation.evaluate import intervals
 from homeostat.evaluation.fairness import group_figures
 from homeostat.evaluation.label_quality import find_label_issues
 from homeostat.evaluation.metrics import decisions, matrix, own_metrics
 from homeostat.monitoring.reference import Reference
-from homeostat.monitoring.traffic import TrafficRows, read_rows
+from homeostat.monitoring.traffic import TrafficRows
 from homeostat.monitoring.window import possible_classes
 from homeostat.project import Metric, Project
-from homeostat.records import Comparison, Fairness, Interval, LabelQuality, Task
-from homeostat.sealing import Keyring
+from homeostat.records import Fairness, Interval, LabelQuality, Task
 
 MIN_LABELLED = 10
 """With fewer labelled rows an interval says nothing."""
@@ -52,17 +49,23 @@ def row_losses(project: Project, config: ProjectConfig, reference: Reference) ->
         return _metric_losses(name, own[name])
     if config.task == "classification":
         return lambda labels, outputs: (decisions(outputs, "classification") != labels).astype(np.float64)
+    shares = error_shares(reference)
+    return lambda labels, outputs: np.minimum(shares(labels, outputs), 1.0)
+
+
+def error_shares(reference: Reference) -> RowLosses:
+    """Return a regression's absolute errors as shares of the ERROR_QUANTILE of the reference's; Inf if not finite."""
     errors = np.abs(decisions(reference.outputs, "regression") - reference.target)
     errors = errors[np.isfinite(errors)]
     scale = float(np.quantile(errors, ERROR_QUANTILE)) if len(errors) else 0.0
 
-    def bounded(labels: Array, outputs: Mapping[str, Array]) -> Array:
+    def shares(labels: Array, outputs: Mapping[str, Array]) -> Array:
         error = np.abs(decisions(outputs, "regression") - labels)
         share = error / scale if scale > 0 else (error > 0).astype(np.float64)
-        losses: Array = np.where(np.isfinite(share), np.minimum(share, 1.0), 1.0)
-        return losses
+        found: Array = np.where(np.isfinite(share), share, np.inf)
+        return found
 
-    return bounded
+    return shares
 
 
 def _metric_losses(name: str, metric: Metric) -> RowLosses:
@@ -121,49 +124,6 @@ def live_quality(project: Project, config: ProjectConfig, labelled: TrafficRows,
     if len(labelled) < MIN_LABELLED:
         return {}
     return intervals(project, config, labelled.labels, labelled.outputs, seed, independent_ids(labelled))
-
-
-def beside_predecessor(
-    project: Project,
-    config: ProjectConfig,
-    live: tuple[int, bytes],
-    predecessor: tuple[int, bytes] | None,
-    *,
-    traffic: Path,
-    since: datetime,
-    now: datetime,
-    seed: int,
-    keys: Keyring | None = None,
-) -> Comparison | None:
-    """Replay both versions' graphs on the labelled rows that the live version has answered since it became champion.
-
-    live, predecessor: (version, ONNX graph). A positive gain means that the live version is
-    better. None without a predecessor, or with fewer than config.rollout.rollback_min_labels
-    rows. Raises GateFailed when the predecessor does not take these rows or they are masked, ConfigError when the
-    primary metric cannot be measured on them.
-    """
-    if predecessor is None:
-        return None
-    version, onnx = live
-    rows = read_rows(
-        traffic,
-        config.name,
-        since,
-        now,
-        config.monitor.max_rows,
-        version=version,
-        labelled_only=True,
-        seed=seed,
-        keys=keys,
-    )
-    if rows.masking is not None:
-        raise GateFailed("captured inputs are masked (serve.masking), so that no version can answer them again")
-    rows = usable_labels(rows, config.task)
-    if len(rows) < config.rollout.rollback_min_labels:
-        return None
-    dtype = np.int64 if config.task == "classification" else np.float64
-    data = Dataset(inputs=rows.inputs, target=rows.labels.astype(dtype), ids=independent_ids(rows))
-    return compare(project, config, data, onnx, predecessor[1], predecessor[0], seed)
 
 
 def independent_ids(rows: TrafficRows) -> Array:

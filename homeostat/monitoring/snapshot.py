@@ -57,6 +57,8 @@ class Wanted:
     labelled_only: bool = False
     newest: int | None = None
     """The last requests alone, of so many rows together."""
+    first_labelled: int | None = None
+    """The requests alone whose labels came first, of so many rows together."""
 
 
 Labels = dict[str, tuple[Any, Any]]
@@ -148,10 +150,13 @@ class Snapshot:
                     f"v{wanted.version}: left out"
                 )
             index = index.take(mine)
-        if wanted.labelled_only:
+        if wanted.labelled_only or wanted.first_labelled is not None:
             labels = self._labels(wanted.model)
             has = [labels.get(request_id, (None,))[0] is not None for request_id in index.request_ids]
             index = index.take(np.array(has, dtype=bool))
+            if wanted.first_labelled is not None:
+                came = [labels[request_id][1] or 0.0 for request_id in index.request_ids]
+                index = index.first(wanted.first_labelled, np.array(came, dtype=np.float64))
         return index if wanted.newest is None else index.newest(wanted.newest)
 
     def fetch(self, model: str, entries: Index | Sequence[Entry]) -> list[tuple[Any, ...]]:

@@ -134,6 +134,7 @@ def read_rows(
     version: int | None = None,
     labelled_only: bool = False,
     newest: int | None = None,
+    first_labelled: int | None = None,
     seed: int = 0,
     keys: Keyring | None = None,
 ) -> TrafficRows:
@@ -141,14 +142,15 @@ def read_rows(
 
     When there are more than max_rows, whole requests are drawn at random by `seed`, so that the
     sample speaks for the window. traffic: a server's file, or a glob of several servers' files; a missing
-    or empty one means no rows. newest: the last so many rows of the window alone. keys: of encrypted
-    traffic. A request, label or Parquet file that cannot be read is left out and named in `unreadable`.
+    or empty one means no rows. newest: the last so many rows of the window alone. first_labelled: the so
+    many whose labels came first. keys: of encrypted traffic. A request, label or Parquet file that
+    cannot be read is left out and named in `unreadable`.
     Raises DataInvalid when the file is not a SQLite database, ConfigError when a key is missing,
     Unavailable when the file is locked or of another schema.
     """
     if not capture_files(traffic):
         return TrafficRows(notes=(f"no captured traffic at {traffic}",))
-    wanted = Wanted(model, unix_seconds(start), unix_seconds(end), version, labelled_only, newest)
+    wanted = Wanted(model, unix_seconds(start), unix_seconds(end), version, labelled_only, newest, first_labelled)
     with open_snapshot(traffic) as snapshot:
         index = snapshot.index(wanted)
         found = int(index.rows.sum())

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import TypeAdapter
 
 from homeostat.config import RetrainConfig
-from homeostat.errors import DataInvalid
 from homeostat.records import Harm, LedgerEntry, Verdict
 
 Trigger = Literal["manual", "schedule", "drift", "harm", "webhook"]
@@ -60,17 +59,23 @@ class PastTrainings(NamedTuple):
     """When what the newest one has made was promoted, held or asked for approval."""
 
 
-_SITUATION = TypeAdapter(Situation)
+SITUATION = TypeAdapter(Situation)
+
+
+RULE = (
+    "retrain: asked for by hand, or nothing stands against it. hold: automatic is off, cooldown or the week's budget, "
+    "too few labels, harm that is gone, or drift that passes or does no harm."
+)
 
 
 def decide_retrain(trigger: Trigger, situation: Situation, config: RetrainConfig) -> Verdict:
     """Retrain, or hold with every reason why not; what is asked for by hand is always done.
 
-    Times are aware. The evidence of the verdict is all that it was decided on: see `decide_again`.
+    Times are aware. The evidence of the verdict is all that it was decided on: see `policy.again`.
     """
     evidence = {
         "trigger": trigger,
-        "situation": _SITUATION.dump_python(situation, mode="json"),
+        "situation": SITUATION.dump_python(situation, mode="json"),
         "retrain": config.model_dump(mode="json"),
     }
     if trigger == "manual":
@@ -85,17 +90,6 @@ def decide_retrain(trigger: Trigger, situation: Situation, config: RetrainConfig
     if against:
         return Verdict("hold", tuple(against), evidence)
     return Verdict("retrain", (f"{CAUSES[trigger]}; {situation.labelled_rows} labelled rows of traffic",), evidence)
-
-
-def decide_again(evidence: Mapping[str, Any]) -> Verdict:
-    """Return the verdict that the evidence of another leads to; raises DataInvalid when it is none of this policy."""
-    try:
-        situation = _SITUATION.validate_python(evidence["situation"])
-        config = RetrainConfig.model_validate(evidence["retrain"])
-        trigger: Trigger = evidence["trigger"]
-    except (KeyError, ValidationError) as error:
-        raise DataInvalid(f"no evidence of a verdict on retraining: {error!s:.200}") from error
-    return decide_retrain(trigger, situation, config)
 
 
 def past_trainings(entries: Sequence[LedgerEntry]) -> PastTrainings:

@@ -8,12 +8,18 @@ from homeostat.config import RolloutConfig
 from homeostat.policy.promotion import describe_gain, is_usable
 from homeostat.records import Comparison, Verdict
 
+RULE = (
+    "roll back: the whole interval of the gain over the predecessor on live labels is below -rollout.rollback_margin. "
+    "hold: the whole interval is at or above it. inconclusive: else, or too few labels."
+)
+
 
 def decide_rollback(comparison: Comparison | None, config: RolloutConfig) -> Verdict:
     """Roll back when the whole paired interval says that the live version loses more than the margin.
 
     comparison: the live version (as challenger) against its predecessor (as champion) on the
-    same labelled live rows; a positive gain means that the live version is better.
+    same labelled live rows; a positive gain means that the live version is better. Its interval
+    holds at all looks together, so that a look every hour takes no good version back.
     """
     if comparison is None:
         return Verdict("inconclusive", ("there is no predecessor, or there are no labels, to compare on",))

@@ -22,8 +22,9 @@ from homeostat.approval import approve
 from homeostat.config import GuardConfig, ProjectConfig, RolloutConfig
 from homeostat.control import progress
 from homeostat.control.progress import Why
-from homeostat.records import Comparison, Deployed, Evaluation, Interval, Verdict
+from homeostat.records import Comparison, Deployed, Evaluation, Interval, Trial, Verdict
 from homeostat.rollout import confirm, introduce
+from homeostat.trial import conclude
 from tests.bundles import make_bundle
 from tests.challengers import classifier, crashing, slow
 from tests.e2e.test_server import Server
@@ -314,6 +315,22 @@ def test_a_deployment_starts_the_rollout_that_its_project_asks_for(served):
     assert again.generation == row.generation
     with Clients(served):
         served.wait(lambda: served.control.row("toy").champion.version == 2, 60)
+
+
+def test_live_labels_promote_what_the_test_part_could_not(served):
+    config = ProjectConfig(name="toy", project="a.b:C", task="classification")
+    bundle = make_bundle(served.home, 2, onnx_bytes=classifier(), task="classification")
+    unsure = Comparison("accuracy", 1, 500, 0.91, 0.9, Interval(0.01, -0.01, 0.03))
+    url = f"http://127.0.0.1:{served.port}"
+    evaluation = Evaluation("accuracy", {}, 500, (), unsure)
+    assert introduce(served.control, bundle, evaluation, config, url, "test")[1].kind == "inconclusive"
+    assert "live labels are to decide within 14 days" in served.control.history("toy")[-1].reason
+    now = datetime.now(UTC).isoformat()
+    live = replace(unsure, rows=2000, gain=Interval(0.01, 0.002, 0.018))
+    deployed, verdict = conclude(served.control, Trial(2, now, now, live), 1, config, url, "test")
+    assert (deployed.role, verdict.kind) == ("champion", "promote")
+    assert served.get("/v2/models/toy/ready")[1]["version"] == "2"
+    assert served.control.history("toy")[-1].evidence["trial"]["comparison"]["rows"] == 2000
 
 
 def test_a_promotion_that_waits_for_a_yes_changes_nothing_until_then(served):

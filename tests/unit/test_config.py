@@ -87,8 +87,8 @@ def test_the_digest_sees_a_changed_default(tmp_path: Path):
         (HEAD + "[retrain]\ntraffic_days = 1e9", ["retrain.traffic_days: Input should be less than or equal to 3650"]),
         (HEAD + "[monitor]\nmin_rows = 200\nmax_rows = 100", ["min_rows 200 is above max_rows 100"]),
         (
-            HEAD + "[rollout]\nrollback_min_labels = 200\n[monitor]\nmax_rows = 100",
-            ["rollout.rollback_min_labels 200 is above monitor.max_rows 100"],
+            HEAD + "[rollout]\nrollback_min_labels = 200\n[rollout.trial]\nmax_labels = 150",
+            ["rollout.rollback_min_labels 200 is above rollout.trial.max_labels 150"],
         ),
         (HEAD + "[data]\ntest = 0.7\nvalidation = 0.2", ["= 1.00 leaves under 20 %"]),
         (HEAD + '[compress]\ncandidates = ["pruned"]', ["candidates must name fp32"]),

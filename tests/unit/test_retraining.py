@@ -9,7 +9,7 @@ import pytest
 from homeostat import retraining
 from homeostat.config import ProjectConfig
 from homeostat.control.store import ControlStore
-from homeostat.policy.retraining import decide_again
+from homeostat.policy.again import decide_again
 from homeostat.retraining import ask_to_retrain
 from homeostat.settings import Settings
 from tests.bundles import make_bundle
@@ -38,7 +38,7 @@ def test_the_ledger_keeps_what_it_was_decided_on(settings):
     assert "120 minutes of cooldown after 1 challengers" in held.reasons[0]
     trained, entry = ControlStore(settings.control_url).history("toy")[-2:]
     assert (trained.action, entry.action, entry.actor) == ("retrain", "verdict", "me")
-    assert decide_again(entry.evidence["evidence"]).reasons == held.reasons
+    assert decide_again(entry.evidence["evidence"]).verdict.reasons == held.reasons
     assert entry.evidence["trigger"] == "schedule"
 
 

@@ -272,6 +272,12 @@ def figure_rows(monitoring: Monitoring) -> list[tuple[str, str]]:
     if beside is not None:
         name = f"{words.clip(beside.metric)}, gain over v{beside.champion_version} on the same {beside.rows:,} rows"
         rows.append((name, words.interval(beside.gain)))
+    trial = monitoring.trial
+    if trial is not None:
+        found, name = trial.comparison, f"challenger v{trial.version}"
+        if found is not None:
+            name += f", {words.clip(found.metric)}, gain over the live version on the same {found.rows:,} rows"
+        rows.append((name, words.interval(found.gain) if found else "too few labels yet"))
     if monitoring.latency_p50_ms is not None and monitoring.latency_p99_ms is not None:
         latency = f"{monitoring.latency_p50_ms:.3g} ms, {monitoring.latency_p99_ms:.3g} ms"
         rows.append(("latency, p50 and p99", latency))

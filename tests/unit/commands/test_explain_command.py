@@ -56,7 +56,7 @@ def test_one_that_was_edited_decides_otherwise(store):
 def test_other_decisions_and_numbers(store):
     shown = run("1")
     assert "metric = 0.9" in shown.output
-    assert "No rule of retraining decided this" in shown.output
+    assert "No rule of the policy decided this" in shown.output
     store.record("toy", "verdict", actor="t", reason="t", evidence={"evidence": {"retrain": {}, "trigger": "drift"}})
     assert "It cannot be computed again" in run("2").output
     unknown = run("9")

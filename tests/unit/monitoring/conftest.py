@@ -51,10 +51,12 @@ class Capture:
         self.connection.execute(INSERT_REQUEST, (*values, *about))
         return request_id
 
-    def label(self, request_id: str, labels: object, *, text: str | None = None, model: str = "") -> None:
+    def label(
+        self, request_id: str, labels: object, *, text: str | None = None, model: str = "", minutes_ago: float = 0.0
+    ) -> None:
         """Store a label; a later one replaces it."""
         text = json.dumps(labels) if text is None else text
-        self.connection.execute(REPLACE_LABEL, (request_id, model, NOW.timestamp(), text))
+        self.connection.execute(REPLACE_LABEL, (request_id, model, NOW.timestamp() - 60 * minutes_ago, text))
 
 
 @pytest.fixture

@@ -256,6 +256,26 @@ def test_the_predecessor_is_compared_on_labels_older_than_the_window(config, cap
     assert seen.predecessor.rows == 60
 
 
+def test_a_challenger_is_tried_on_what_came_since_it_was_made(config, capture, reference, tmp_path):
+    x, y = rows(200, 2)
+    send(capture, x[:60], y[:60], minutes_ago=120)
+    send(capture, x[60:], y[60:], version=3, minutes_ago=20)
+    words = {
+        "reference": reference, "predecessor": None, "traffic": capture.path, "workspace": tmp_path, "seed": 1,
+        "since": NOW - timedelta(days=1), "champion_since": NOW - timedelta(days=7), "now": NOW,
+    }  # fmt: skip
+    made = NOW - timedelta(hours=1)
+    seen, _ = monitor(Toy(), config, version=3, onnx=BAD, tried=(4, GOOD, made), **words)
+    assert (seen.trial.version, seen.trial.since, seen.trial.comparison.rows) == (4, made.isoformat(), 140)
+    assert seen.trial.comparison.gain.low > 0.3
+    assert figures(seen)["challenger/gain.low"] == seen.trial.comparison.gain.low
+    assert "challenger v4: accuracy gain, 140 rows" in summary(seen)
+    other = graph(np.eye(3), name="z")
+    seen, _ = monitor(Toy(), config, version=3, onnx=BAD, tried=(4, other, made), **words)
+    assert seen.trial.comparison is None
+    assert any("not compared with challenger v4" in note for note in seen.notes)
+
+
 def test_a_predecessor_of_other_inputs_is_a_note(config, capture, reference, tmp_path):
     x, y = rows(60, 2)
     send(capture, x, y)

@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 
 from homeostat.config import RetrainConfig, RolloutConfig
 from homeostat.errors import DataInvalid
+from homeostat.policy.again import decide_again
 from homeostat.policy.promotion import decide_promotion
-from homeostat.policy.retraining import LONGEST_WAIT, Situation, decide_again, decide_retrain, past_trainings
+from homeostat.policy.retraining import LONGEST_WAIT, Situation, decide_retrain, past_trainings
 from homeostat.policy.rollback import decide_rollback
 from homeostat.records import Comparison, Harm, Interval, LedgerEntry
 
@@ -190,10 +191,10 @@ def test_the_same_evidence_gives_the_same_verdict(trigger, hours, rejected, look
     found = harm(0.1, math.nan if harmed else 0.2, harmed=harmed)
     situation = Situation(NOW, ago(*sorted(hours, reverse=True)), rejected, 20, tuple(looks), found)
     verdict = decide_retrain(trigger, situation, RetrainConfig(drift_looks=1, drift_of=3))
-    again = decide_again(json.loads(json.dumps(verdict.evidence)))
+    again, _ = decide_again(json.loads(json.dumps(verdict.evidence)))
     assert (again.kind, again.reasons) == (verdict.kind, verdict.reasons)
-    with pytest.raises(DataInvalid, match="no evidence of a verdict on retraining"):
-        decide_again({"trigger": trigger})
+    with pytest.raises(DataInvalid, match="no evidence of a verdict"):
+        decide_again({"trigger": trigger, "retrain": {}})
 
 
 def test_thirty_days_of_permanent_drift_and_harm_keep_the_budget():
