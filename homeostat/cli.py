@@ -28,6 +28,7 @@ from homeostat.commands.gateway import gateway
 from homeostat.commands.key import key
 from homeostat.commands.monitor import monitor
 from homeostat.commands.profile import profile
+from homeostat.commands.push_faulty import push_faulty
 from homeostat.commands.rollout import rollout
 from homeostat.commands.scorecard import scorecard
 from homeostat.commands.simulate import simulate
@@ -72,6 +73,7 @@ main.add_command(monitor)
 main.add_command(profile)
 main.add_command(scorecard)
 main.add_command(simulate)
+main.add_command(push_faulty)
 main.add_command(traffic)
 
 

@@ -62,18 +62,41 @@ class Versions(Connection):
                 return found
             self._delete_orphans(client, run)
             self._log_parts(client, run.mlflow_run_id, validation, compression, export, evaluation, card)
-            with self._undone(client, config.name, run):
-                model_id = self._log_model(client, run, config.name, onnx_bytes, tags, example)
-                self._check_stored(model_id, export.onnx.sha256)
-                version = client.create_model_version(
-                    config.name,
-                    f"models:/{model_id}",
-                    run_id=run.mlflow_run_id,
-                    tags=tags | {PIPELINE: run.pipeline_id},
-                    description=description(card),
-                    await_creation_for=0,  # MLflow's own stores are ready at once
-                    model_id=model_id,
-                )
+            return self._make_version(client, run, config.name, onnx_bytes, tags, description(card), example)
+
+    def register_graph(
+        self, run: RunRef, model: str, onnx_bytes: bytes, about: str, example: Mapping[str, Array]
+    ) -> int:
+        """Make a model version of a graph alone, which no pipeline has made, and return its number.
+
+        about: why it is there. example: input name -> a few rows [n, ...]. A failure leaves none.
+        """
+        tags = {"sha256": hashlib.sha256(onnx_bytes).hexdigest()}
+        with self._calls() as client:
+            return self._make_version(client, run, model, onnx_bytes, tags, about, example)
+
+    def _make_version(
+        self,
+        client: Any,
+        run: RunRef,
+        model: str,
+        onnx_bytes: bytes,
+        tags: dict[str, str],
+        about: str,
+        example: Mapping[str, Array],
+    ) -> int:
+        with self._undone(client, model, run):
+            model_id = self._log_model(client, run, model, onnx_bytes, tags, example)
+            self._check_stored(model_id, tags["sha256"])
+            version = client.create_model_version(
+                model,
+                f"models:/{model_id}",
+                run_id=run.mlflow_run_id,
+                tags=tags | {PIPELINE: run.pipeline_id},
+                description=about,
+                await_creation_for=0,  # MLflow's own stores are ready at once
+                model_id=model_id,
+            )
         return int(version.version)
 
     def describe(self, run: RunRef, model: str, version: int, lineage: Lineage, card: str) -> None:

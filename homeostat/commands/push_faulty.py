@@ -1,0 +1,43 @@
+"""`homeostat push-faulty`: a version that is faulty on purpose, to see the guards and the rollback at work."""
+
+from __future__ import annotations
+
+from typing import get_args
+
+import click
+
+from homeostat.commands.console import find_store, read_settings
+from homeostat.config import Strategy
+
+# Heavy imports stand in the command: `homeostat --help` must be quick.
+
+
+STRATEGIES = [one for one in get_args(Strategy) if one != "direct"]
+FAULTS = """\b
+FAULT is one of
+  bad        every answer is wrong
+  subtle     the answers to some 15 % of the rows are
+  slow       right, and many times slower
+  corrupted  a byte of the bundle was changed behind its signature"""
+
+
+@click.command(epilog=FAULTS)
+@click.argument("project")
+@click.argument("fault", type=click.Choice(["bad", "subtle", "slow", "corrupted"]))
+@click.option("--strategy", type=click.Choice(STRATEGIES), help="of its rollout  [default: rollout.strategy]")
+def push_faulty(project: str, fault: str, strategy: Strategy | None) -> None:
+    """Register a version of PROJECT's champion with a FAULT, past all gates, and print its number.
+
+    No traffic goes to it until you ask for that: `homeostat rollout start` or `homeostat promote`. Only for a place
+    where a bad answer costs nothing.
+    """
+    from homeostat.project import find_project, load_project
+    from homeostat.simulation.versions import FAULTS as KINDS
+    from homeostat.simulation.versions import push_version
+
+    settings = read_settings()
+    _, config = load_project(find_project(project, settings.root), settings.root)
+    kind = next(one for one in KINDS if one == fault)
+    made = push_version(config, settings, find_store(settings), kind, strategy)
+    click.echo(f"{made.model} v{made.version} is {fault}; nothing is sent to it yet", err=True)
+    click.echo(made.version)

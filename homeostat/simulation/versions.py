@@ -1,0 +1,162 @@
+"""Versions that are faulty on purpose, made of the champion's graph: to see guards, gates and rollbacks at work."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any, Literal, get_args
+
+import fsspec
+import numpy as np
+
+from homeostat.bundle import Bundle, build, load_key, load_public_key, open_bundle
+from homeostat.config import ProjectConfig, Strategy
+from homeostat.control.store import ControlStore
+from homeostat.dataset import Array
+from homeostat.errors import DataInvalid, NotFound
+from homeostat.golden import read_golden
+from homeostat.records import BundleRef
+from homeostat.registry import Registry
+from homeostat.settings import Settings
+
+VersionFault = Literal["bad", "subtle", "slow", "corrupted"]
+FAULTS: tuple[VersionFault, ...] = get_args(VersionFault)
+SHARE = 0.15
+"""Of the rows that a subtle fault answers wrongly."""
+WIDTH, TIMES = 1500, 12
+"""Matrix products of a slow version: some 50 ms a request on one core."""
+
+
+def push_version(
+    config: ProjectConfig,
+    settings: Settings,
+    store: ControlStore,
+    fault: VersionFault,
+    strategy: Strategy | None = None,
+) -> BundleRef:
+    """Register a faulty version of the champion in MLflow and the control store, and return its bundle.
+
+    bad: every answer is wrong. subtle: those of SHARE of the rows are. slow: right, and late. corrupted:
+    right, until a byte of the bundle was changed behind its signature. It is signed as a version of
+    a pipeline is, has passed no gate, and no traffic goes to it. strategy: of its rollout, if not the
+    project's. Raises NotFound without a champion,
+    RegistryUnavailable, DataInvalid when the graph cannot be altered.
+    """
+    champion = store.champion(config.name)
+    if champion is None:
+        raise NotFound(f"{config.name} has no champion to make a faulty version of")
+    live = open_bundle(champion, load_public_key(settings.home))
+    pipeline = f"simulated-{fault}-{uuid.uuid4().hex[:12]}"
+    onnx = faulty_graph(live, fault, pipeline)
+    inputs, _ = read_golden(live.golden)
+    registry = Registry(settings.mlflow_url)
+    run = registry.start_run(config.name, pipeline, {"homeostat.simulated": fault})
+    about = f"{fault} on purpose, made of v{champion.version} by `homeostat push-faulty`"
+    version = registry.register_graph(run, config.name, onnx, about, inputs)
+    manifest = live.manifest
+    if strategy is not None:
+        rollout = config.rollout.model_copy(update={"strategy": strategy})
+        config = config.model_copy(update={"rollout": rollout})
+    made = build(
+        config.name,
+        version,
+        onnx,
+        live.contract,
+        live.profile,
+        config,
+        replace(manifest.lineage, pipeline_id=pipeline, parent_version=champion.version),
+        live.reference,
+        inputs,
+        load_key(settings.home),
+        settings.bundles_url,
+        manifest.classes,
+    )
+    store.register_bundle(made)
+    registry.end_run(run)
+    if fault == "corrupted":
+        _flip_a_byte(made)
+    return made
+
+
+def faulty_graph(live: Bundle, fault: VersionFault, mark: str) -> bytes:
+    """Return the champion's graph with a fault. mark: goes into its bytes, so that no two are the same."""
+    import onnx
+    from onnx import helper, numpy_helper
+
+    from homeostat.monitoring.reference import load_reference
+
+    model = onnx.load_from_string(live.onnx)
+    model.doc_string = mark
+    graph = model.graph
+    output = graph.output[0]
+    right = f"{output.name}_right"
+    if len(output.type.tensor_type.shape.dim) != 2:
+        raise DataInvalid(f"the graph's output {output.name} is not [n, k]: no fault is known for it")
+    for node in graph.node:
+        node.output[:] = [right if name == output.name else name for name in node.output]
+        node.input[:] = [right if name == output.name else name for name in node.input]
+    nodes: list[Any] = []
+    weights: dict[str, Array] = {}
+    width = read_golden(live.golden)[1][output.name].shape[1]
+    if fault == "corrupted":
+        nodes = [helper.make_node("Identity", [right], [output.name])]
+    elif fault == "slow":
+        weights = {"fault_zeros": np.zeros((width, WIDTH), np.float32), "fault_w": np.zeros((WIDTH, WIDTH), np.float32)}
+        weights["fault_back"] = np.zeros((WIDTH, width), np.float32)
+        nodes = [helper.make_node("MatMul", [right, "fault_zeros"], ["fault_0"])]
+        nodes += [helper.make_node("MatMul", [f"fault_{i}", "fault_w"], [f"fault_{i + 1}"]) for i in range(TIMES)]
+        nodes += [
+            helper.make_node("MatMul", [f"fault_{TIMES}", "fault_back"], ["fault_none"]),
+            helper.make_node("Add", [right, "fault_none"], [output.name]),
+        ]
+    else:
+        wrong = output.name if fault == "bad" else "fault_wrong"
+        nodes, weights = _wrong(right, wrong, width, classification=live.manifest.task == "classification")
+        if fault == "subtle":
+            reference = load_reference(live.reference)
+            more, limit = _some_rows(graph.input[0], reference.inputs)
+            nodes += [*more, helper.make_node("Where", ["fault_some", wrong, right], [output.name])]
+            weights |= limit
+    graph.node.extend(nodes)
+    graph.initializer.extend(numpy_helper.from_array(values, name) for name, values in weights.items())
+    altered: bytes = model.SerializeToString()
+    return altered
+
+
+def _wrong(right: str, wrong: str, width: int, *, classification: bool) -> tuple[list[Any], dict[str, Array]]:
+    """Return nodes that answer another class, 1 - p, or a number half as large again."""
+    from onnx import helper
+
+    if not classification:
+        more = {"fault_factor": np.array([1.5], np.float32)}
+        return [helper.make_node("Mul", [right, "fault_factor"], [wrong])], more
+    if width == 1:
+        return [helper.make_node("Sub", ["fault_one", right], [wrong])], {"fault_one": np.array([1], np.float32)}
+    places = np.roll(np.arange(width), 1)
+    return [helper.make_node("Gather", [right, "fault_places"], [wrong], axis=1)], {"fault_places": places}
+
+
+def _some_rows(node: Any, inputs: Mapping[str, Array]) -> tuple[list[Any], dict[str, Array]]:
+    """Return nodes that are true [n, 1] for the SHARE of rows whose first input is largest on the whole."""
+    from onnx import TensorProto, helper
+
+    values = inputs[node.name].astype(np.float32)
+    rows = values.reshape(len(values), -1).mean(axis=1)
+    limit = np.array([[np.quantile(rows[np.isfinite(rows)], 1 - SHARE)]], np.float32)
+    nodes = [
+        helper.make_node("Cast", [node.name], ["fault_input"], to=TensorProto.FLOAT),
+        helper.make_node("Flatten", ["fault_input"], ["fault_flat"], axis=1),
+        helper.make_node("MatMul", ["fault_flat", "fault_even"], ["fault_mean"]),
+        helper.make_node("Greater", ["fault_mean", "fault_limit"], ["fault_some"]),
+    ]
+    size = int(np.prod(values.shape[1:]))
+    return nodes, {"fault_limit": limit, "fault_even": np.full((size, 1), 1 / size, np.float32)}
+
+
+def _flip_a_byte(bundle: BundleRef) -> None:
+    fs, folder = fsspec.core.url_to_fs(bundle.url)
+    path = f"{folder}/model.onnx"
+    data = bytearray(fs.cat_file(path))
+    data[len(data) // 2] ^= 0xFF
+    fs.pipe_file(path, bytes(data))
