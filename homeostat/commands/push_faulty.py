@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from typing import get_args
+from typing import TYPE_CHECKING
 
 import click
 
 from homeostat.commands.console import find_store, read_settings
-from homeostat.config import Strategy
+
+if TYPE_CHECKING:
+    from homeostat.config import Strategy
 
 # Heavy imports stand in the command: `homeostat --help` must be quick.
 
 
-STRATEGIES = [one for one in get_args(Strategy) if one != "direct"]
+STRATEGIES = ["shadow", "canary", "shadow+canary"]
 FAULTS = """\b
 FAULT is one of
   bad        every answer is wrong
