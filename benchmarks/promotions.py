@@ -1,9 +1,9 @@
 """False promotions under unlimited looks, and labels until a better challenger is promoted, beside two usual rules.
 
-Streams of 20,000 labels of two models that are wrong on one row in ten and answer otherwise than one
-another on one in ten (or one in five, "unlike"), looked at every 100 labels. The rivals: McNemar's exact
-test at each look, promoting at p < 0.05 when the challenger is the better one; and two floats, promoting
-when its live accuracy is higher. `python -m benchmarks.promotions --streams 500`: six minutes.
+Streams of 20,000 labels of two models of which one alone is right on one row in ten, or one in five, looked
+at every 100 labels. The rivals: McNemar's exact test at each look, promoting at p < 0.05 when the
+challenger is the better one; and two floats, promoting when its live accuracy is higher.
+`python -m benchmarks.promotions --help`.
 """
 
 from __future__ import annotations

@@ -11,14 +11,16 @@ from typing import TYPE_CHECKING
 from homeostat.bundle import Bundle, load_public_key, open_bundle
 from homeostat.config import ProjectConfig
 from homeostat.dataset import write_artifact
-from homeostat.errors import DataInvalid, NotFound
+from homeostat.errors import BundleInvalid, DataInvalid, NotFound
 from homeostat.project import Project
 from homeostat.records import BundleRef, Monitoring
 from homeostat.sealing import load_keyring
 from homeostat.settings import Settings
-from homeostat.trial import find_tried
+from homeostat.trial import Tried, find_tried
 
 if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+
     from homeostat.control.store import ControlStore
     from homeostat.control.windows import Windows
     from homeostat.monitoring.page import Bins
@@ -60,7 +62,7 @@ def find_live(store: ControlStore, settings: Settings, config: ProjectConfig, at
             opened(row.champion),
             datetime.fromisoformat(row.since),
             opened(row.previous) if row.previous else None,
-            (opened(tried.bundle), tried.since) if tried else None,
+            _opened_challenger(tried, public_key) if tried else None,
         )
     made = store.champion_at(model, at)
     since = datetime.fromisoformat(made.time)
@@ -70,6 +72,15 @@ def find_live(store: ControlStore, settings: Settings, config: ProjectConfig, at
         before = None
     refs = [store.bundle(model, entry.version) for entry in (made, before) if entry and entry.version is not None]
     return Live(opened(refs[0]), since, opened(refs[1]) if len(refs) > 1 else None)
+
+
+def _opened_challenger(tried: Tried, public_key: Ed25519PublicKey) -> tuple[Bundle, datetime] | None:
+    """Return the challenger; None when its bundle is damaged, which is no reason not to look at the live version."""
+    try:
+        return open_bundle(tried.bundle, public_key), tried.since
+    except BundleInvalid as error:
+        logger.warning("%s: challenger v%d is not tried: %s", tried.bundle.model, tried.bundle.version, error)
+        return None
 
 
 def look(
@@ -102,7 +113,7 @@ def look(
         onnx=live.champion.onnx,
         reference=_reference(live, against),
         predecessor=(beside.ref.version, beside.onnx) if beside else None,
-        tried=(live.tried[0].ref.version, live.tried[0].onnx, live.tried[1]) if live.tried and not until else None,
+        tried=(live.tried[0].ref.version, live.tried[0].onnx, live.tried[1]) if live.tried else None,
         traffic=settings.traffic_path,
         workspace=workspace,
         since=since or now - timedelta(hours=config.monitor.window_hours),

@@ -16,7 +16,7 @@ from homeostat.control.progress import Why
 from homeostat.control.store import ControlStore
 from homeostat.errors import NotFound
 from homeostat.policy.promotion import decide_trial
-from homeostat.records import BundleRef, Deployed, Rollout, Trial, Verdict
+from homeostat.records import BundleRef, Rollout, Trial, Verdict
 from homeostat.rollout import UNDECIDED, evidence_of, take_over
 
 
@@ -53,32 +53,32 @@ def find_tried(store: ControlStore, config: ProjectConfig) -> Tried | None:
 
 def conclude(
     store: ControlStore, trial: Trial | None, champion: int, config: ProjectConfig, server_url: str, actor: str
-) -> tuple[Deployed | None, Verdict | None]:
-    """Decide on the challenger of a look, and do it: take over, or go; return what has changed, and the verdict.
+) -> Verdict | None:
+    """Decide on the challenger of a look, and do it: take over, or go.
 
-    champion: the version that was live at the look. Nothing happens when the row has moved on since.
+    champion: the version that was live at the look. None, and nothing happens, when the row has moved on since.
     Raises ServerUnavailable before anything has changed, Conflict when another decision comes first, RolloutTimeout.
     """
     tried = find_tried(store, config)
     if trial is None or tried is None or tried.bundle.version != trial.version:
-        return None, None
+        return None
     row = store.row(config.name)
     if row.champion is None or row.champion.version != champion:
-        return None, None
+        return None
     verdict = decide_trial(trial, config.rollout)
     why = Why(actor, "; ".join(verdict.reasons), evidence_of(verdict))
     if verdict.kind == "hold":
-        row = _end(store, row, why)
-        return Deployed(row.model, trial.version, tried.bundle.sha256, row.generation, 0.0, "challenger"), verdict
-    if verdict.kind == "promote" and row.on_trial is None:
-        return take_over(store, row, tried.bundle, config, server_url, why), verdict
-    return None, verdict
+        _end(store, row, why)
+    elif verdict.kind == "promote" and row.on_trial is None:
+        take_over(store, row, tried.bundle, config, server_url, why)
+    return verdict
 
 
-def _end(store: ControlStore, row: Rollout, why: Why) -> Rollout:
+def _end(store: ControlStore, row: Rollout, why: Why) -> None:
     if row.on_trial is not None:
-        return progress.abort(store, row.model, why, expected_generation=row.generation)
-    return store.hold(
+        progress.abort(store, row.model, why, expected_generation=row.generation)
+        return
+    store.hold(
         row.model,
         expected_generation=row.generation,
         actor=why.actor,

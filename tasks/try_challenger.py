@@ -14,11 +14,9 @@ def try_challenger(project: str, monitoring: Monitoring) -> Verdict | None:
     """Promote the challenger, let it go, or wait for more labels; None when there is none to decide on."""
     at = open_project(project)
     store = ControlStore(at.settings.control_url)
-    changed, verdict = conclude(
-        store, monitoring.trial, monitoring.version, at.config, at.settings.server_url, f"flow_run {flow_run.id}"
-    )
+    actor = f"flow_run {flow_run.id}"
+    verdict = conclude(store, monitoring.trial, monitoring.version, at.config, at.settings.server_url, actor)
     if verdict is not None:
         get_run_logger().info("%s: %s", verdict.kind, "; ".join(verdict.reasons))
-    if changed is not None:
         mirror_aliases(at, store)
     return verdict

@@ -10,10 +10,12 @@ from homeostat.commands.console import find_store, read_settings
 
 if TYPE_CHECKING:
     from homeostat.config import Strategy
+    from homeostat.simulation.versions import VersionFault
 
 # Heavy imports stand in the command: `homeostat --help` must be quick.
 
 
+KINDS = ["bad", "subtle", "slow", "corrupted"]
 STRATEGIES = ["shadow", "canary", "shadow+canary"]
 FAULTS = """\b
 FAULT is one of
@@ -25,21 +27,19 @@ FAULT is one of
 
 @click.command(epilog=FAULTS)
 @click.argument("project")
-@click.argument("fault", type=click.Choice(["bad", "subtle", "slow", "corrupted"]))
+@click.argument("fault", type=click.Choice(KINDS))
 @click.option("--strategy", type=click.Choice(STRATEGIES), help="of its rollout  [default: rollout.strategy]")
-def push_faulty(project: str, fault: str, strategy: Strategy | None) -> None:
+def push_faulty(project: str, fault: VersionFault, strategy: Strategy | None) -> None:
     """Register a version of PROJECT's champion with a FAULT, past all gates, and print its number.
 
     No traffic goes to it until you ask for that: `homeostat rollout start` or `homeostat promote`. Only for a place
     where a bad answer costs nothing.
     """
     from homeostat.project import find_project, load_project
-    from homeostat.simulation.versions import FAULTS as KINDS
     from homeostat.simulation.versions import push_version
 
     settings = read_settings()
     _, config = load_project(find_project(project, settings.root), settings.root)
-    kind = next(one for one in KINDS if one == fault)
-    made = push_version(config, settings, find_store(settings), kind, strategy)
+    made = push_version(config, settings, find_store(settings), fault, strategy)
     click.echo(f"{made.model} v{made.version} is {fault}; nothing is sent to it yet", err=True)
     click.echo(made.version)

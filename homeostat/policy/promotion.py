@@ -49,7 +49,8 @@ def decide_promotion(comparison: Comparison | None, config: RolloutConfig) -> Ve
     if gain.low > margin:
         return Verdict("promote", (figures, f"the lower end is above the margin {margin:g}"), evidence)
     if gain.high < min(margin, 0):
-        return Verdict("hold", (figures, f"worse: the whole interval is below {min(margin, 0):g}"), evidence)
+        limit = "zero" if margin >= 0 else f"the margin {margin:g}"
+        return Verdict("hold", (figures, f"worse: the whole interval is below {limit}"), evidence)
     if gain.high <= margin:
         return Verdict("hold", (figures, f"even the upper end is not above the margin {margin:g}"), evidence)
     return Verdict(

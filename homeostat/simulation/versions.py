@@ -14,7 +14,7 @@ from homeostat.bundle import Bundle, build, load_key, load_public_key, open_bund
 from homeostat.config import ProjectConfig, Strategy
 from homeostat.control.store import ControlStore
 from homeostat.dataset import Array
-from homeostat.errors import DataInvalid, NotFound
+from homeostat.errors import DataInvalid, HomeostatError, NotFound
 from homeostat.golden import read_golden
 from homeostat.records import BundleRef
 from homeostat.registry import Registry
@@ -24,8 +24,8 @@ VersionFault = Literal["bad", "subtle", "slow", "corrupted"]
 FAULTS: tuple[VersionFault, ...] = get_args(VersionFault)
 SHARE = 0.15
 """Of the rows that a subtle fault answers wrongly."""
-WIDTH, TIMES = 1500, 12
-"""Matrix products of a slow version: some 50 ms a request on one core."""
+WIDTH, TIMES = 1500, 60
+"""Matrix products of a slow version: several milliseconds a request on one core."""
 
 
 def push_version(
@@ -40,53 +40,57 @@ def push_version(
     bad: every answer is wrong. subtle: those of SHARE of the rows are. slow: right, and late. corrupted:
     right, until a byte of the bundle was changed behind its signature. It is signed as a version of
     a pipeline is, has passed no gate, and no traffic goes to it. strategy: of its rollout, if not the
-    project's. Raises NotFound without a champion,
-    RegistryUnavailable, DataInvalid when the graph cannot be altered.
+    project's. Raises NotFound without a champion, RegistryUnavailable, DataInvalid when no fault is known
+    for the graph.
     """
     champion = store.champion(config.name)
     if champion is None:
         raise NotFound(f"{config.name} has no champion to make a faulty version of")
     live = open_bundle(champion, load_public_key(settings.home))
+    manifest, (golden, _) = live.manifest, read_golden(live.golden)
     pipeline = f"simulated-{fault}-{uuid.uuid4().hex[:12]}"
     onnx = faulty_graph(live, fault, pipeline)
-    inputs, _ = read_golden(live.golden)
-    registry = Registry(settings.mlflow_url)
-    run = registry.start_run(config.name, pipeline, {"homeostat.simulated": fault})
-    about = f"{fault} on purpose, made of v{champion.version} by `homeostat push-faulty`"
-    version = registry.register_graph(run, config.name, onnx, about, inputs)
-    manifest = live.manifest
     if strategy is not None:
         rollout = config.rollout.model_copy(update={"strategy": strategy})
         config = config.model_copy(update={"rollout": rollout})
-    made = build(
-        config.name,
-        version,
-        onnx,
-        live.contract,
-        live.profile,
-        config,
-        replace(manifest.lineage, pipeline_id=pipeline, parent_version=champion.version),
-        live.reference,
-        inputs,
-        load_key(settings.home),
-        settings.bundles_url,
-        manifest.classes,
-    )
-    store.register_bundle(made)
+    registry = Registry(settings.mlflow_url)
+    run = registry.start_run(config.name, pipeline, {"homeostat.simulated": fault})
+    about = f"{fault} on purpose, made of v{champion.version} by `homeostat push-faulty`"
+    try:
+        made = build(
+            config.name,
+            registry.register_graph(run, config.name, onnx, about, golden),
+            onnx,
+            live.contract,
+            live.profile,
+            config,
+            replace(manifest.lineage, pipeline_id=pipeline, parent_version=champion.version),
+            live.reference,
+            golden,
+            load_key(settings.home),
+            settings.bundles_url,
+            manifest.classes,
+        )
+        if fault == "corrupted":
+            _flip_a_byte(made)
+        store.register_bundle(made)
+    except HomeostatError as error:
+        registry.fail_run(config.name, pipeline, str(error))
+        raise
     registry.end_run(run)
-    if fault == "corrupted":
-        _flip_a_byte(made)
     return made
 
 
 def faulty_graph(live: Bundle, fault: VersionFault, mark: str) -> bytes:
     """Return the champion's graph with a fault. mark: goes into its bytes, so that no two are the same."""
     import onnx
+    import onnx.compose
     from onnx import helper, numpy_helper
 
     from homeostat.monitoring.reference import load_reference
 
     model = onnx.load_from_string(live.onnx)
+    model = onnx.compose.add_prefix(model, "live/", rename_inputs=False, rename_outputs=False)
     model.doc_string = mark
     graph = model.graph
     output = graph.output[0]

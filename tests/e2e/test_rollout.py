@@ -327,8 +327,8 @@ def test_live_labels_promote_what_the_test_part_could_not(served):
     assert "live labels are to decide within 14 days" in served.control.history("toy")[-1].reason
     now = datetime.now(UTC).isoformat()
     live = replace(unsure, rows=2000, gain=Interval(0.01, 0.002, 0.018))
-    deployed, verdict = conclude(served.control, Trial(2, now, now, live), 1, config, url, "test")
-    assert (deployed.role, verdict.kind) == ("champion", "promote")
+    verdict = conclude(served.control, Trial(2, now, now, live), 1, config, url, "test")
+    assert (verdict.kind, served.control.row("toy").champion.version) == ("promote", 2)
     assert served.get("/v2/models/toy/ready")[1]["version"] == "2"
     assert served.control.history("toy")[-1].evidence["trial"]["comparison"]["rows"] == 2000
 

@@ -99,12 +99,13 @@ def test_which_challenger_is_tried(store: ControlStore) -> None:
 
 
 def test_a_better_one_begins_its_rollout_on_the_evidence(store: ControlStore) -> None:
-    changed, verdict = conclude(store, trial(0.01, 0.05), 1, config(**CANARY.model_dump()), NOBODY, "t")
+    verdict = conclude(store, trial(0.01, 0.05), 1, config(**CANARY.model_dump()), NOBODY, "t")
     row = store.row("toy")
-    assert (verdict.kind, changed.role, row.mode, row.weight) == ("promote", "challenger", "canary", 0.1)
+    assert (verdict.kind, row.challenger.version, row.mode, row.weight) == ("promote", 2, "canary", 0.1)
     entry = store.history("toy")[-1]
     assert (entry.action, entry.evidence["verdict"], entry.evidence["trial"]["version"]) == ("start", "promote", 2)
-    assert conclude(store, trial(0.01, 0.05), 1, config(), NOBODY, "t")[0] is None  # its steps are the server's
+    assert conclude(store, trial(0.01, 0.05), 1, config(), NOBODY, "t").kind == "promote"
+    assert store.row("toy") == row  # its steps are the server's
 
 
 def test_a_better_one_waits_for_approval(store: ControlStore) -> None:
@@ -121,23 +122,24 @@ def test_nothing_moves_without_a_server(store: ControlStore) -> None:
 
 
 def test_a_worse_one_goes_and_its_graph_is_not_banned(store: ControlStore) -> None:
-    changed, verdict = conclude(store, trial(-0.05, -0.01), 1, config(), NOBODY, "t")
-    assert (verdict.kind, changed.version, store.row("toy").challenger) == ("hold", 2, None)
+    verdict = conclude(store, trial(-0.05, -0.01), 1, config(), NOBODY, "t")
+    assert (verdict.kind, store.row("toy").challenger) == ("hold", None)
+    assert (store.history("toy")[-1].action, store.history("toy")[-1].version) == ("hold", 2)
     assert store.quarantined() == []
-    assert conclude(store, trial(-0.05, -0.01), 1, config(), NOBODY, "t") == (None, None)
+    assert conclude(store, trial(-0.05, -0.01), 1, config(), NOBODY, "t") is None
 
 
 def test_labels_stop_one_in_canary(store: ControlStore) -> None:
     bundle, why = store.row("toy").challenger, Why("t", "t")
     progress.start(store, bundle, CANARY, why, expected_generation=store.generation("toy"))
     assert find_tried(store, config()) is not None
-    _, verdict = conclude(store, trial(-0.05, -0.01), 1, config(), NOBODY, "t")
+    verdict = conclude(store, trial(-0.05, -0.01), 1, config(), NOBODY, "t")
     assert (verdict.kind, store.row("toy").mode, store.history("toy")[-1].action) == ("hold", "live", "abort")
     assert [one["version"] for one in store.quarantined()] == [2]
 
 
 def test_evidence_of_another_time_moves_nothing(store: ControlStore) -> None:
-    assert conclude(store, trial(0.01, 0.05), 9, config(), NOBODY, "t") == (None, None)  # another champion
-    assert conclude(store, None, 1, config(), NOBODY, "t") == (None, None)
+    assert conclude(store, trial(0.01, 0.05), 9, config(), NOBODY, "t") is None  # another champion
+    assert conclude(store, None, 1, config(), NOBODY, "t") is None
     other = Trial(7, NOW.isoformat(), NOW.isoformat(), None)
-    assert conclude(store, other, 1, config(), NOBODY, "t") == (None, None)
+    assert conclude(store, other, 1, config(), NOBODY, "t") is None

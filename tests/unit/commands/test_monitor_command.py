@@ -21,7 +21,7 @@ from homeostat.monitoring.document import write_monitoring
 from homeostat.serving.capture.writer import INSERT_REQUEST, REPLACE_LABEL, connect
 from homeostat.settings import load_settings
 from homeostat.tensors import pack
-from tests.bundles import make_bundle, npz, softmax
+from tests.bundles import folder_of, make_bundle, npz, softmax
 from tests.conftest import forget_projects
 from tests.windows import CASES, HOSTILE, column, look
 
@@ -198,3 +198,22 @@ def test_history_and_damaged_looks(champion: Path, caplog: pytest.LogCaptureFixt
         windows.keep("toy", 2, Standing(number, ""), "2026-02-28T13:00:00+00:00", found, "")
     assert observation.earlier_windows(windows, "toy", 2) == (look(1),)
     assert "toy v2, look 2: no monitored window" in caplog.text
+
+
+def test_a_challenger_is_shown_and_a_damaged_one_does_not_stop_the_look(champion: Path) -> None:
+    store = ControlStore(load_settings().control_url, clock=lambda: NOW - timedelta(hours=13))
+    made = make_bundle(champion / "var", 3, "toy", softmax(), "classification")
+    row = store.set_challenger("toy", made, expected_generation=store.generation("toy"), **WHY)
+    store.hold("toy", expected_generation=row.generation, evidence={"verdict": "inconclusive"}, **WHY)
+    send(champion, *drawn(200, 7))
+    since = (NOW - timedelta(days=1)).isoformat()
+    shown = run("toy", "--since", since, "--json")
+    trial = json.loads(shown.stdout)["trial"]
+    assert (trial["version"], trial["comparison"]["rows"], trial["comparison"]["gain"]["value"]) == (3, 200, 0.0)
+    assert (
+        "challenger v3, accuracy, gain over the live version on the same 200 rows"
+        in Path(next((champion / "var" / "looks").rglob("page.html"))).read_text()
+    )
+    (folder_of(made) / "model.onnx").write_bytes(b"damaged")
+    again = run("toy", "--since", since, "--json")
+    assert (again.exit_code, json.loads(again.stdout)["trial"]) == (shown.exit_code, None)

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
+from mlflow.tracking import MlflowClient
 
 from homeostat.bundle import load_public_key, open_bundle
-from homeostat.config import ProjectConfig
+from homeostat.commands.push_faulty import KINDS, STRATEGIES
+from homeostat.config import ProjectConfig, Strategy
 from homeostat.control.store import ControlStore
 from homeostat.dataset import Dataset
-from homeostat.errors import BundleInvalid, NotFound
+from homeostat.errors import BundleInvalid, ControlUnavailable, NotFound
 from homeostat.graph import check_graph
 from homeostat.inference import predict
 from homeostat.monitoring.reference import make_reference
@@ -27,6 +31,10 @@ CONFIG = ProjectConfig(name="toy", project="a:B", task="classification")
 
 def rows(count: int = 400) -> np.ndarray:
     return np.random.default_rng(0).normal(size=(count, 3)).astype(np.float32)
+
+
+def refuse(ref: object) -> None:
+    raise ControlUnavailable("the control store does not answer")
 
 
 @pytest.fixture
@@ -54,6 +62,19 @@ def test_what_they_answer(live):
     assert (answers["slow"] == right).all()
     assert (answers["corrupted"] == right).all()
     assert faulty_graph(live, "bad", "another") != graphs["bad"]  # its digest is not in quarantine yet
+
+
+def test_the_command_offers_what_there_is():
+    assert tuple(KINDS) == FAULTS
+    assert {*STRATEGIES, "direct"} == set(get_args(Strategy))
+
+
+def test_a_faulty_version_of_a_faulty_one(live):
+    once = replace(live, onnx=faulty_graph(live, "subtle", "first"))
+    x = {"x": rows()}
+    right, wrong = predict(live.onnx, x)["output"], predict(faulty_graph(once, "bad", "second"), x)["output"]
+    moved = (np.roll(right, 1, axis=1) == wrong).all(axis=1)
+    assert np.mean(moved) == pytest.approx(1 - SHARE, abs=0.01)
 
 
 def test_slow_is_slow(live):
@@ -102,3 +123,8 @@ def test_a_pushed_version_is_in_both_registries_and_a_corrupted_one_is_refused(t
     with pytest.raises(BundleInvalid):
         open_bundle(corrupted, load_public_key(settings.home))
     assert store.row("toy").champion.version == 1
+    monkeypatch.setattr(store, "register_bundle", refuse)
+    with pytest.raises(ControlUnavailable):
+        push_version(CONFIG, settings, store, "bad")
+    runs = MlflowClient(settings.mlflow_url).search_runs(["1"])
+    assert sorted(one.info.status for one in runs) == ["FAILED", "FINISHED", "FINISHED", "RUNNING"]  # the first is open
