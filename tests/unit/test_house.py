@@ -100,3 +100,9 @@ def test_importing_the_flows_and_the_command_imports_nothing_heavy() -> None:
         code = f"import {modules}, sys; print([m for m in {heavy} if m in sys.modules])"
         done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
         assert done.stdout.strip() == "[]", modules
+
+
+def test_unit_tests_have_names_of_their_own():
+    """Pytest cannot import two of one name from folders that are no packages, and tells only when both are run."""
+    names = [path.name for path in (ROOT / "tests" / "unit").rglob("test_*.py")]
+    assert sorted(names) == sorted(set(names))
