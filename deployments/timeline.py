@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from rich import box
@@ -17,6 +16,7 @@ from rich.table import Table
 class Row:
     """One stage that is over."""
 
+    act: str
     name: str
     seconds: float
     figure: str
@@ -27,7 +27,7 @@ class Timeline:
 
     def __init__(self, console: Console) -> None:
         self.rows: list[Row] = []
-        self._console, self._born = console, time.monotonic()
+        self._console, self._born, self._act = console, time.monotonic(), "everything starts"
 
     def elapsed(self) -> float:
         """Return the seconds since the story began."""
@@ -35,11 +35,12 @@ class Timeline:
 
     def act(self, title: str) -> None:
         """Begin a new act."""
+        self._act = title
         self._console.print(f"\n[bold]{title}[/]")
 
     def add(self, name: str, seconds: float, figure: str) -> None:
         """Print and keep one stage."""
-        self.rows.append(Row(name, seconds, figure))
+        self.rows.append(Row(self._act, name, seconds, figure))
         line = Table.grid(padding=(0, 1), expand=True)
         line.add_column(width=15)
         line.add_column(width=8, justify="right")
@@ -47,8 +48,8 @@ class Timeline:
         line.add_row(f"  {name}", f"{seconds:6.1f} s", figure)
         self._console.print(line)
 
-    def finish(self, candidates: Sequence[Mapping[str, Any]], urls: Mapping[str, str], record: Path) -> None:
-        """Print the candidates of every version, the URLs and the total."""
+    def finish(self, candidates: Sequence[Mapping[str, Any]], urls: Mapping[str, str]) -> None:
+        """Print the candidates of every version and the URLs."""
         table = Table(
             title="candidates, measured as the exported ONNX graph",
             title_justify="left",
@@ -65,5 +66,3 @@ class Timeline:
         self._console.print(table)
         for name, url in urls.items():
             self._console.print(f"  {name:8} {url}")
-        self._console.print(f"  record   {record}")
-        self._console.print(f"\n[bold]lived in {self.elapsed():.0f} s[/]; `make up` shows its runs in both UIs")

@@ -20,7 +20,7 @@ STRATEGIES = ["shadow", "canary", "shadow+canary"]
 FAULTS = """\b
 FAULT is one of
   bad        every answer is wrong
-  subtle     the answers to some 15 % of the rows are
+  subtle     the answers to at most 15 % of the rows are
   slow       right, and many times slower
   corrupted  a byte of the bundle was changed behind its signature"""
 

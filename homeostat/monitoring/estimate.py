@@ -105,6 +105,7 @@ def _error_model(
     seed: int,
 ) -> RowEstimates:
     from sklearn.ensemble import HistGradientBoostingRegressor
+    from threadpoolctl import threadpool_limits
 
     task: Task = "regression"
 
@@ -114,10 +115,14 @@ def _error_model(
         return np.where(np.isfinite(numbers), numbers, np.nan)
 
     model = HistGradientBoostingRegressor(max_iter=100, min_samples_leaf=20, random_state=seed)
-    model.fit(features(inputs, outputs), errors)
+    known = features(inputs, outputs)
+    with threadpool_limits(1, user_api="openmp"):  # threads that wait for a busy core cost ten times what they save
+        model.fit(known, errors)
 
     def rows(inputs: Mapping[str, Array], outputs: Mapping[str, Array]) -> Array:
-        expected: Array = np.maximum(model.predict(features(inputs, outputs)), 0.0)
+        asked = features(inputs, outputs)
+        with threadpool_limits(1, user_api="openmp"):
+            expected: Array = np.maximum(model.predict(asked), 0.0)
         return expected
 
     return rows

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, Literal, get_args
 
@@ -23,7 +22,7 @@ from homeostat.settings import Settings
 VersionFault = Literal["bad", "subtle", "slow", "corrupted"]
 FAULTS: tuple[VersionFault, ...] = get_args(VersionFault)
 SHARE = 0.15
-"""Of the rows that a subtle fault answers wrongly."""
+"""Of the rows that a subtle fault answers wrongly, at most."""
 WIDTH, TIMES = 1500, 60
 """Matrix products of a slow version: several milliseconds a request on one core."""
 
@@ -37,7 +36,7 @@ def push_version(
 ) -> BundleRef:
     """Register a faulty version of the champion in MLflow and the control store, and return its bundle.
 
-    bad: every answer is wrong. subtle: those of SHARE of the rows are. slow: right, and late. corrupted:
+    bad: every answer is wrong. subtle: those to at most SHARE of the rows are. slow: right, and late. corrupted:
     right, until a byte of the bundle was changed behind its signature. It is signed as a version of
     a pipeline is, has passed no gate, and no traffic goes to it. strategy: of its rollout, if not the
     project's. Raises NotFound without a champion, RegistryUnavailable, DataInvalid when no fault is known
@@ -116,10 +115,11 @@ def faulty_graph(live: Bundle, fault: VersionFault, mark: str) -> bytes:
         ]
     else:
         wrong = output.name if fault == "bad" else "fault_wrong"
-        nodes, weights = _wrong(right, wrong, width, classification=live.manifest.task == "classification")
+        classification = live.manifest.task == "classification"
+        nodes, weights = _wrong(right, wrong, width, classification=classification)
         if fault == "subtle":
-            reference = load_reference(live.reference)
-            more, limit = _some_rows(graph.input[0], reference.inputs)
+            answers = load_reference(live.reference).outputs[output.name]
+            more, limit = _some_rows(right, answers, classification=classification)
             nodes += [*more, helper.make_node("Where", ["fault_some", wrong, right], [output.name])]
             weights |= limit
     graph.node.extend(nodes)
@@ -141,21 +141,26 @@ def _wrong(right: str, wrong: str, width: int, *, classification: bool) -> tuple
     return [helper.make_node("Gather", [right, "fault_places"], [wrong], axis=1)], {"fault_places": places}
 
 
-def _some_rows(node: Any, inputs: Mapping[str, Array]) -> tuple[list[Any], dict[str, Array]]:
-    """Return nodes that are true [n, 1] for the SHARE of rows whose first input is largest on the whole."""
-    from onnx import TensorProto, helper
+def _some_rows(right: str, answers: Array, *, classification: bool) -> tuple[list[Any], dict[str, Array]]:
+    """Return nodes that are true [n, 1] for the rows that a subtle fault answers wrongly.
 
-    values = inputs[node.name].astype(np.float32)
-    rows = values.reshape(len(values), -1).mean(axis=1)
-    limit = np.array([[np.quantile(rows[np.isfinite(rows)], 1 - SHARE)]], np.float32)
+    answers: [n, k], of the reference. Those rows have the largest answers, or are of the first SHARE of
+    the classes. By the answer and not by an input, so that their share stays when other rows come than before.
+    """
+    from onnx import helper
+
+    columns = np.arange(max(1, int(SHARE * answers.shape[1])))
+    score = answers[:, columns].sum(axis=1, dtype=np.float32)
+    limit = np.quantile(score[np.isfinite(score)], 1 - SHARE, method="higher")
+    if classification and answers.shape[1] > 1:
+        limit = max(limit, np.float32(0.5))  # or rows of other classes too, when these are rarer than SHARE
     nodes = [
-        helper.make_node("Cast", [node.name], ["fault_input"], to=TensorProto.FLOAT),
-        helper.make_node("Flatten", ["fault_input"], ["fault_flat"], axis=1),
-        helper.make_node("MatMul", ["fault_flat", "fault_even"], ["fault_mean"]),
-        helper.make_node("Greater", ["fault_mean", "fault_limit"], ["fault_some"]),
+        helper.make_node("Gather", [right, "fault_columns"], ["fault_first"], axis=1),
+        helper.make_node("ReduceSum", ["fault_first", "fault_axis"], ["fault_score"], keepdims=1),
+        helper.make_node("GreaterOrEqual", ["fault_score", "fault_limit"], ["fault_some"]),
     ]
-    size = int(np.prod(values.shape[1:]))
-    return nodes, {"fault_limit": limit, "fault_even": np.full((size, 1), 1 / size, np.float32)}
+    weights = {"fault_columns": columns, "fault_axis": np.array([1]), "fault_limit": np.array([[limit]], answers.dtype)}
+    return nodes, weights
 
 
 def _flip_a_byte(bundle: BundleRef) -> None:

@@ -120,19 +120,32 @@ def test_make_run_lives_a_life_and_leaves_a_record(start: Callable[..., Started]
     assert max(len(line) for line in life.output().splitlines() if "/" not in line) <= 80
     record = json.loads((tmp_path / "var" / "run.json").read_text())
     assert set(record) == {
-        *("project", "stages", "versions", "champion", "requests", "drift", "rollback_seconds", "urls")
+        *("project", "seconds", "stages", "versions", "champion", "requests", "drift", "faults", "urls")
     }
     names = [stage["name"] for stage in record["stages"]]
     for stage in ("prepare", "validate", "train", "compress", "export", "evaluate", "register", "deploy", "monitor"):
         assert stage in names
+    assert names[names.index("shadow") :][:3] == ["shadow", "canary", "bake"]
     assert [version["version"] for version in record["versions"]] == [1, 2]
     assert all({"accuracy", "bytes", "sha256", "candidate"} <= set(version) for version in record["versions"])
     assert record["champion"] == 1
     assert record["requests"]["failed"] == 0
-    assert record["requests"]["sent"] >= 900
+    assert record["requests"]["sent"] >= 4_000
     assert record["drift"]["before"]["drifted"] is False
-    assert record["drift"]["after"]["drifted"] is True
-    assert 0 <= record["rollback_seconds"] < 30
+    assert record["drift"]["harmless"]["conclusion"] == "drift"
+    assert record["drift"]["after"]["conclusion"] == "harm"
+    changed, bad, subtle = (record["faults"][name] for name in ("changed world", "bad version", "subtle version"))
+    assert 0 < changed["detection_seconds"] < 120
+    assert 0 < changed["recovery_seconds"] < 300
+    assert (bad["version"], subtle["version"]) == (3, 4)
+    assert 0 < bad["detection_seconds"] < 60
+    assert subtle["caught_by"] == "labels"
+    for fault in (bad, subtle):
+        assert fault["wrong_answers"] > 0
+        assert fault["rollback_seconds"] < 5
+    page = (tmp_path / "var" / "run.html").read_text()
+    assert len(page) < 1_000_000
+    assert "digits: a model" in page
 
 
 @pytest.mark.timeout(600)

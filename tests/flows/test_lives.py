@@ -59,10 +59,10 @@ def live(place: ServerProcess, name: str) -> None:
     born = datetime.now(UTC)
     parts = assign_parts(data, config.data, config.task, config.train.seed)
     held_out = np.concatenate([parts["test"], parts["calibration"]])
-    with Traffic(place.url, name) as traffic:
+    with Traffic(place.url, name, config.task) as traffic:
         traffic.send(data.take(held_out), sent)
     assert sent.errors == []
-    wait_captured(settings.traffic_path, sent.sent)
+    wait_captured(settings.traffic_path, len(sent))
     calm = monitor(name, born)
     assert calm.window.rows == calm.window.labelled == len(held_out)
     assert config.primary in calm.quality
@@ -71,10 +71,10 @@ def live(place: ServerProcess, name: str) -> None:
     rng = np.random.default_rng(0)
     module = sys.modules[type(project).__module__]
     base = data.take(rng.permutation(len(data))[:400])
-    with Traffic(place.url, name) as traffic:
+    with Traffic(place.url, name, config.task) as traffic:
         traffic.send(replace(base, inputs=module.shift(dict(base.inputs), rng)), sent)
     assert sent.errors == []
-    wait_captured(settings.traffic_path, sent.sent)
+    wait_captured(settings.traffic_path, len(sent))
     assert monitor(name, born).drifted
 
     second = retrain(name, "drift")
