@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import shlex
 import signal
+import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import click
 import httpx
@@ -74,13 +76,18 @@ def wait_ready(ports: Ports, seconds: float, alive: Callable[[], bool] = lambda:
     return sorted(waiting)
 
 
-def _announce(ports: Ports) -> None:
+def _announce(ports: Ports, shared: dict[str, str], root: Path) -> None:
+    """Say that everything answers, and repair what a crash has left between the control store and MLflow."""
     late = wait_ready(ports, 180)
     if late:
         click.echo(f"not ready after 180 s: {', '.join(late)}; see the lines above", err=True)
         return
     click.echo(f"{READY}: " + "  ".join(f"{name} {url}" for name, url in ports.urls.items()) + f"  grpc {ports.grpc}")
     click.echo("prefect deployment run 'lifecycle/digits'  starts a life; Ctrl-C stops everything")
+    done = subprocess.run(["homeostat", "reconcile"], env=shared, cwd=root, capture_output=True, text=True, check=False)
+    repaired = [line for line in done.stdout.splitlines() if line.startswith("@")]
+    for line in repaired if done.returncode == 0 else [done.stderr.strip()]:
+        click.echo(f"reconcile: {line}", err=True)
 
 
 def run_stack(ports: Ports, settings: Settings) -> int:
@@ -91,7 +98,7 @@ def run_stack(ports: Ports, settings: Settings) -> int:
     manager = Manager(Printer(sys.stdout, colour=sys.stdout.isatty()))
     for name, command in commands(ports, settings).items():
         manager.add_process(name, shlex.join(["exec", *command]), env=shared, cwd=str(settings.root))
-    threading.Thread(target=_announce, args=(ports,), daemon=True).start()
+    threading.Thread(target=_announce, args=(ports, shared, settings.root), daemon=True).start()
     with _no_orphans():
         signal.signal(signal.SIGHUP, lambda *_: signal.raise_signal(signal.SIGTERM))  # the terminal was closed
         manager.loop()

@@ -290,28 +290,24 @@ def rollback(model: str, reason: str) -> None:
     """Bring the previous champion of MODEL back."""
     _change(
         model,
-        lambda store, row: store.rollback(model, expected_generation=row.generation, actor=actor(), reason=reason),
+        lambda store, row: store.rollback(
+            model, bad_version=row.champion.version if row.champion else None, actor=actor(), reason=reason
+        ),
     )
 
 
 @main.command()
 def reconcile() -> None:
     """Let the MLflow aliases mirror the rollout rows, and anchor the ledger."""
+    from homeostat.reconciliation import reconcile as reconcile_model
     from homeostat.registry import Registry
 
     settings = read_settings()
     store, registry = open_store(settings), Registry(settings.mlflow_url)
     rows = store.rows()
     for row in rows:
-        repairs = registry.mirror(row, store.head())
-        for line in repairs:
-            click.echo(line)
-        if repairs:
-            store.record(
-                row.model, "reconcile", actor=actor(), reason="; ".join(repairs), evidence={"repairs": repairs}
-            )
-        else:
-            click.echo(f"{row.model}: the aliases agree")
+        repairs = reconcile_model(store, registry, row.model, actor())
+        click.echo("\n".join(repairs) or f"{row.model}: the aliases agree")
     if not rows:
         click.echo("No model has been rolled out yet.")
 

@@ -13,6 +13,7 @@ HomeostatError
 │   └── PreflightFailed      its graph fails in the process that tries it first
 ├── ControlError             the control store refuses a change
 │   ├── Conflict             somebody else changed the row first (compare-and-set lost)
+│   │   └── LookConflict     another look at the traffic was kept first (transient: this one goes on from it)
 │   ├── NotFound             no such model or version
 │   ├── Quarantined          the version was stopped or rolled back, and is not let in again
 │   └── LedgerBroken         the hash chain of the ledger does not hold
@@ -27,7 +28,7 @@ HomeostatError
     ├── ControlUnavailable   the control store
     └── ServerUnavailable    the model server
 
-Only `Unavailable` and what is under it is ever retried. A message gives the fact,
+Only a `LookConflict`, `Unavailable` and what is under it are ever retried. A message gives the fact,
 the place and the remedy.
 """
 
@@ -91,6 +92,12 @@ class ControlError(HomeostatError):
 
 class Conflict(ControlError):
     """Somebody else changed the rollout row first."""
+
+
+class LookConflict(Conflict):
+    """Another look at the traffic was kept first; a look from its evidence on may be kept."""
+
+    transient = True
 
 
 class NotFound(ControlError):

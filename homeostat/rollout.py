@@ -222,19 +222,15 @@ def roll_back(
 ) -> Deployed:
     """Go back to the champion before this one and wait until it answers.
 
-    bad_version: roll back only while this is the champion; Conflict when it no longer is. Raises
-    ServerUnavailable before anything has changed.
+    bad_version: roll back only while this is the champion, by default what is now; Conflict when it no
+    longer is. It wins against any other change. Raises ServerUnavailable before anything has changed.
     """
     check_server(server_url)
     row = store.row(model)
     live = row.champion.version if row.champion else None
-    if bad_version is not None and live != bad_version:
-        raise Conflict(
-            f"{model}: v{bad_version} was to be rolled back, but the champion is v{live} now; nothing changed"
-        )
     row = store.rollback(
         model,
-        expected_generation=row.generation,
+        bad_version=live if bad_version is None else bad_version,
         actor=actor,
         reason="; ".join(verdict.reasons),
         evidence=asdict(verdict),

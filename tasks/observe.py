@@ -5,13 +5,16 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from prefect.artifacts import create_markdown_artifact
+from prefect.logging import get_run_logger
 from prefect.runtime import flow_run
 
 from homeostat.control.ledger import to_json
 from homeostat.control.scorecard import make_scorecard
 from homeostat.control.store import ControlStore
 from homeostat.control.windows import Windows
+from homeostat.errors import NotFound
 from homeostat.observation import find_live, look, write_pages
+from homeostat.reconciliation import reconcile
 from homeostat.records import Monitoring
 from tasks.stage import open_project, stage
 
@@ -24,6 +27,7 @@ def observe(project: str, since: datetime | None) -> Monitoring:
     at = open_project(project)
     name, folder = at.config.name, at.settings.home / "windows" / str(flow_run.id)
     store, windows = ControlStore(at.settings.control_url), Windows(at.settings.control_url)
+    actor = f"flow_run {flow_run.id}"
     live = find_live(store, at.settings, at.config)
     version = live.champion.ref.version
     standing = windows.standing(name, version)
@@ -41,7 +45,7 @@ def observe(project: str, since: datetime | None) -> Monitoring:
         store.record(
             name,
             "drift",
-            actor=f"flow_run {flow_run.id}",
+            actor=actor,
             reason=found.reason,
             evidence={
                 "conclusion": found.conclusion,
@@ -53,7 +57,12 @@ def observe(project: str, since: datetime | None) -> Monitoring:
             },
             version=version,
         )
-        at.registry.anchor(name, store.head())
+    log = get_run_logger()
+    try:
+        for repair in reconcile(store, at.registry, name, actor):
+            log.warning("MLflow was behind: %s", repair)
+    except NotFound as error:
+        log.warning("the server goes on with what the control store says, but MLflow cannot show it: %s", error)
     scorecard = make_scorecard(name, store.history(name), datetime.now(UTC))
     at.registry.log_monitoring(name, scorecard.metrics(), [], ended)
     return found

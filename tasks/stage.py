@@ -17,7 +17,7 @@ from prefect.serializers import JSONSerializer
 
 from homeostat.config import ProjectConfig
 from homeostat.control.store import ControlStore
-from homeostat.errors import ConfigError, HomeostatError, RegistryUnavailable
+from homeostat.errors import ConfigError, HomeostatError, NotFound, RegistryUnavailable
 from homeostat.project import Project, find_project, load_project
 from homeostat.records import RunRef
 from homeostat.registry import Registry
@@ -51,10 +51,10 @@ def open_project(name: str) -> Workplace:
 
 
 def mirror_aliases(at: Workplace, store: ControlStore) -> None:
-    """Make MLflow's aliases show the rollout row; the row has moved, so MLflow's absence is a warning."""
+    """Make MLflow's aliases show the rollout row; the row has moved, so that MLflow cannot is a warning."""
     try:
         at.registry.mirror(store.row(at.config.name), store.head())
-    except RegistryUnavailable as error:
+    except (RegistryUnavailable, NotFound) as error:
         get_run_logger().warning("the change holds, but MLflow's aliases are behind: %s; `homeostat reconcile`", error)
 
 

@@ -229,7 +229,8 @@ class ControlStore:
         self,
         model: str,
         *,
-        expected_generation: int,
+        expected_generation: int | None = None,
+        bad_version: int | None = None,
         actor: str,
         reason: str,
         evidence: Mapping[str, Any] = NO_EVIDENCE,
@@ -237,12 +238,19 @@ class ControlStore:
     ) -> Rollout:
         """Bring the previous champion back, and put the version rolled back from into quarantine, if `ban`.
 
-        It does not stay as challenger, and a rollout in progress ends.
-        Raises NotFound, Conflict, and ControlError when there is no previous champion.
+        expected_generation, bad_version: what must still hold, the row's generation or only its champion:
+        the latter loses to no change of anything else. The version does not stay as challenger, and a
+        rollout in progress ends. Raises NotFound, Conflict, and ControlError when there is no previous champion.
         """
         with self._database.write() as connection:
             row = rows.require(connection, model)
-            rows.expect(row, expected_generation)
+            if expected_generation is not None:
+                rows.expect(row, expected_generation)
+            if bad_version is not None and (row.champion is None or row.champion.version != bad_version):
+                live = f"v{row.champion.version}" if row.champion else "none"
+                raise Conflict(
+                    f"{model}: v{bad_version} was to be rolled back, but the champion is {live} now; nothing changed"
+                )
             if row.previous is None:
                 live = f"v{row.champion.version}" if row.champion else "none"
                 raise ControlError(

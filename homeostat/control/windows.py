@@ -11,7 +11,7 @@ from sqlalchemy import delete, func, insert, select, update
 
 from homeostat.control.database import Database
 from homeostat.control.tables import window
-from homeostat.errors import Conflict, ControlError
+from homeostat.errors import ControlError, LookConflict
 
 MAX_WINDOWS = 10_000
 """The newest looks that are kept of a version: over a year of hourly ones."""
@@ -68,7 +68,7 @@ class Windows:
     def keep(self, model: str, version: int, before: Standing, end: str, found: Mapping[str, Any], state: str) -> None:
         """Keep a look that went on from `before`; of older ones the state goes, and the oldest go whole.
 
-        Raises Conflict when another look has gone on from there meanwhile.
+        Raises LookConflict when another look has gone on from there meanwhile.
         """
         ours = (window.c.model == model) & (window.c.version == version)
         sequence = before.sequence + 1
@@ -76,7 +76,7 @@ class Windows:
         with self._database.write() as connection:
             last = connection.execute(select(func.max(window.c.sequence)).where(ours)).scalar() or 0
             if last != before.sequence:
-                raise Conflict(
+                raise LookConflict(
                     f"{model} v{version}: look {last} is the last, not {before.sequence}: "
                     "another one has gone on meanwhile; look again"
                 )

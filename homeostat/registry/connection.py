@@ -63,31 +63,37 @@ class Connection:
             f"MLflow at {self.url} does not answer: {error}; start it (`make up`) or set HOMEOSTAT_MLFLOW_URL"
         )
 
-    def _open(self) -> Any:
-        if self._client is None:
-            self.ping()
-            for name, value in _ENVIRONMENT.items():
-                os.environ.setdefault(name, value)
-            try:
-                with quiet():
-                    import mlflow
+    def _import(self) -> None:
+        """Import MLflow, once it answers."""
+        if self._client is not None:
+            return
+        self.ping()
+        for name, value in _ENVIRONMENT.items():
+            os.environ.setdefault(name, value)
+        try:
+            with quiet():
+                import mlflow  # noqa: F401 - sets itself up
+        except ModuleNotFoundError as error:
+            raise RegistryError(f"MLflow at {self.url} needs {error.name}: pip install 'homeostat[train]'") from error
+        logging.getLogger("alembic").setLevel(logging.WARNING)
 
-                    logging.getLogger("alembic").setLevel(logging.WARNING)
-                    self._client = mlflow.MlflowClient(tracking_uri=self.url, registry_uri=self.url)
-            except ModuleNotFoundError as error:
-                raise RegistryError(
-                    f"MLflow at {self.url} needs {error.name}: pip install 'homeostat[train]'"
-                ) from error
+    def _open(self) -> Any:
+        """Return the client; the first call opens the store, and makes its tables."""
+        if self._client is None:
+            import mlflow
+
+            with quiet():
+                self._client = mlflow.MlflowClient(tracking_uri=self.url, registry_uri=self.url)
         return self._client
 
     @contextmanager
     def _calls(self) -> Iterator[Any]:
-        client = self._open()
+        self._import()
         from mlflow.exceptions import MlflowException
         from sqlalchemy.exc import DBAPIError
 
         try:
-            yield client
+            yield self._open()
         except MlflowException as error:
             status = error.get_http_status_code()
             if status >= 500 or status == 429:

@@ -165,3 +165,19 @@ def test_of_many_who_decide_at_once_one_does(url):
     assert all("is a newer retrain than 0; decide again" in said for said in refused)
     assert store.record("digits", "retrain", **WHY, after=outcomes[0]).sequence > outcomes[0]
     assert [entry.action for entry in store.history("digits")].count("retrain") == 2
+
+
+def test_a_rollback_wins_against_whatever_else_moves(url):
+    store = ControlStore(url)
+    for version in (1, 2, 3):
+        store.register_bundle(ref(version))
+    store.promote("digits", 1, expected_generation=0, **WHY)
+    store.promote("digits", 2, expected_generation=1, **WHY)
+    seen = store.row("digits").generation
+    store.set_challenger("digits", ref(3), expected_generation=seen, evidence={}, **WHY)
+    assert store.rollback("digits", bad_version=2, **WHY).champion == ref(1)
+    with pytest.raises(Conflict, match="expected 3"):
+        store.promote("digits", 3, expected_generation=seen + 1, **WHY)  # decided before the rollback
+    with pytest.raises(Conflict, match="v2 was to be rolled back, but the champion is v1 now"):
+        store.rollback("digits", bad_version=2, **WHY)
+    assert store.row("digits").champion == ref(1)

@@ -8,7 +8,7 @@ import pytest
 from sqlalchemy import create_engine, text
 
 from homeostat.control.windows import MAX_WINDOWS, Standing, Windows
-from homeostat.errors import Conflict, ControlError
+from homeostat.errors import ControlError, LookConflict
 
 
 def test_a_look_goes_on_from_the_one_before_it(url):
@@ -30,7 +30,7 @@ def test_the_same_look_twice_is_a_conflict(url):
     windows = Windows(url)
     before = windows.standing("toy", 1)
     windows.keep("toy", 1, before, "2026-01-01", {}, "a")
-    with pytest.raises(Conflict, match="look 1 is the last, not 0"):
+    with pytest.raises(LookConflict, match="look 1 is the last, not 0"):
         windows.keep("toy", 1, before, "2026-01-01", {}, "b")
     assert windows.standing("toy", 1) == Standing(1, "a")
 
@@ -42,7 +42,7 @@ def test_of_many_looks_at_once_one_is_kept(url):
     def keep(number: int) -> bool:
         try:
             Windows(url, timeout_seconds=30).keep("toy", 1, before, "2026-01-01", {"number": number}, str(number))
-        except Conflict:
+        except LookConflict:
             return False
         return True
 
