@@ -405,7 +405,15 @@ class RetrainConfig(Section):
     harmless_margin: float = Field(
         0.05, ge=0, le=1, description="drift does not retrain when labels show a loss, in [0, 1], within this"
     )
-    traffic_days: float = Field(30.0, gt=0, le=MAX_DAYS, description="how far back labelled traffic is used")
+    traffic_days: float = Field(
+        30.0, ge=0, le=MAX_DAYS, description="how far back labelled traffic is learnt from; 0: not at all"
+    )
+    history_days: float = Field(
+        0.0,
+        ge=0,
+        le=MAX_DAYS,
+        description="a retraining leaves out the project's rows that are older than its newest one by more; 0: none",
+    )
 
     @model_validator(mode="after")
     def _can_be_reached(self) -> RetrainConfig:

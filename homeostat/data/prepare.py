@@ -15,7 +15,7 @@ from homeostat.config import ProjectConfig
 from homeostat.data.checks import PARTS, check_dataset, rows_at
 from homeostat.data.splits import Split, assign_parts, content_keys, load_split, part_of_key, row_keys
 from homeostat.dataset import Array, Dataset
-from homeostat.errors import DataInvalid
+from homeostat.errors import ConfigError, DataInvalid
 from homeostat.project import Project
 from homeostat.records import DatasetRecord
 
@@ -29,16 +29,19 @@ def prepare(
 
     The parts of the project's own rows depend on those rows, [data] and train.seed alone, until they
     are kept in the file `split`: from then on a known row keeps its part, and a new one goes by the
-    hash of its key, with the seed of the first split. A split by time is always made anew. Raises
-    DataInvalid with every breach, ConfigError for a split that the data does not allow.
+    hash of its key, with the seed of the first split. A split by time is always made anew. traffic:
+    labelled rows of a retraining, which leaves the project's rows from before retrain.history_days out; None
+    without one. Raises DataInvalid with every breach, ConfigError for a split that the data does not allow.
     """
     own = project.load_data()
     if not isinstance(own, Dataset):
         raise DataInvalid(f"load_data of {config.project} returned {type(own).__name__}, not a Dataset")
     own.check()
     check_dataset(own, config)
+    recent = np.ones(len(own), bool) if traffic is None else _recent(own, config)
     if config.data.split == "time":
         split = None
+        own, recent = own.take(recent), recent[recent]
     kept = None if split is None else load_split(split, config.train.seed)
     if split is None or kept is None:
         rows = assign_parts(own, config.data, config.task, config.train.seed)
@@ -52,7 +55,14 @@ def prepare(
         added = place_traffic(traffic, own, rows, config, kept.seed)
         whole = own.join(traffic)
         check_dataset(replace(whole, time=None), config)  # traffic need not have a time
-    parts = {part: whole.take(np.concatenate([rows[part], added[part] + len(own)])) for part in PARTS}
+    learnt = {part: rows[part][recent[rows[part]]] for part in PARTS}
+    parts = {part: whole.take(np.concatenate([learnt[part], added[part] + len(own)])) for part in PARTS}
+    empty = [part for part, data in parts.items() if not len(data)]
+    if empty:
+        raise DataInvalid(
+            f"no row of the last retrain.history_days = {config.retrain.history_days:g} days is left for "
+            f"{', '.join(empty)}: let it look farther back"
+        )
     digests = {part: data.sha256() for part, data in parts.items()}
     saved = {part: data.save(workspace / "parts" / f"{part}.npz") for part, data in parts.items()}
     if split is not None:
@@ -63,9 +73,23 @@ def prepare(
         sha256=hashlib.sha256(json.dumps(digests, sort_keys=True).encode()).hexdigest(),
         rows={part: len(data) for part, data in parts.items()},
         parts=saved,
-        sources={"project": len(own), "traffic": sum(len(positions) for positions in added.values())},
+        sources={"project": int(recent.sum()), "traffic": sum(len(positions) for positions in added.values())},
         traffic={part: len(positions) for part, positions in added.items()},
     )
+
+
+def _recent(own: Dataset, config: ProjectConfig) -> Array:
+    """Return [n] bool: the rows within retrain.history_days of the newest one; all of them with 0."""
+    days = config.retrain.history_days
+    if not days:
+        return np.ones(len(own), bool)
+    if own.time is None:
+        raise ConfigError(
+            f"retrain.history_days = {days:g} needs the time of each row: give load_data's Dataset a `time`, or set 0"
+        )
+    ages = (own.time.max() - own.time) / np.timedelta64(1, "D")
+    found: Array = ages <= days
+    return found
 
 
 def fit_traffic(traffic: Dataset, own: Dataset, config: ProjectConfig) -> Dataset:

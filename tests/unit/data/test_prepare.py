@@ -8,11 +8,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from people import COLUMNS, People, make_config, make_dataset
 
+from homeostat.config import ProjectConfig, RetrainConfig
 from homeostat.data.checks import PARTS
 from homeostat.data.prepare import prepare
 from homeostat.data.splits import assign_parts, content_keys, part_of_key
 from homeostat.dataset import Dataset
-from homeostat.errors import DataInvalid
+from homeostat.errors import ConfigError, DataInvalid
 from homeostat.records import DatasetRecord
 
 CONFIG = make_config()
@@ -242,3 +243,48 @@ def test_a_content_that_own_rows_hold_in_several_parts_links_nothing(tmp_path: P
     record = prepare(People(own), CONFIG, tmp_path, traffic)
     assert record.traffic == {"train": 110, "validation": 30, "calibration": 20, "test": 40}
     assert len(places(record)) == 200
+
+
+def days(n: int = 200) -> np.ndarray:
+    """One row a day."""
+    return np.datetime64("2026-01-01", "ns") + np.arange(n) * np.timedelta64(1, "D")
+
+
+def recent(days: float, **data: str) -> ProjectConfig:
+    return make_config(**data).model_copy(update={"retrain": RetrainConfig(history_days=days)})
+
+
+def no_traffic() -> Dataset:
+    return make_dataset(4).take(np.empty(0, np.int64))
+
+
+def test_a_retraining_leaves_old_rows_out_and_each_row_keeps_its_part(tmp_path: Path):
+    data, split = named(time=days()), tmp_path / "split.npz"
+    config = recent(99.5)
+    first = load(prepare(People(data), config, tmp_path / "first", None, split))
+    assert sum(len(part) for part in first.values()) == 200
+    again = prepare(People(data), config, tmp_path / "again", no_traffic(), split)
+    assert again.sources == {"project": 100, "traffic": 0}
+    assert sum(again.rows.values()) == 100
+    for part, rows in load(again).items():
+        assert rows.time.min() >= days()[100]
+        assert set(rows.ids) == {one for one in first[part].ids if int(one[1:]) >= 100}
+    third = prepare(People(data), make_config(), tmp_path / "third", no_traffic(), split)
+    assert {part: set(rows.ids) for part, rows in load(third).items()} == {p: set(r.ids) for p, r in first.items()}
+
+
+def test_a_split_by_time_is_of_the_recent_rows(tmp_path: Path):
+    config = recent(99.5, split="time")
+    parts = load(prepare(People(named(time=days())), config, tmp_path, no_traffic()))
+    assert sum(len(part) for part in parts.values()) == 100
+    assert parts["train"].time.min() == days()[100]
+    assert parts["train"].time.max() < parts["test"].time.min()
+
+
+def test_recent_rows_need_a_time_and_must_be_there(tmp_path: Path):
+    config = recent(1)
+    with pytest.raises(ConfigError, match="history_days = 1 needs the time of each row"):
+        prepare(People(), config, tmp_path, no_traffic())
+    with pytest.raises(DataInvalid, match=r"last retrain.history_days = 1 days is left for .*farther back"):
+        prepare(People(named(time=days())), config, tmp_path, no_traffic())
+    assert not (tmp_path / "parts").exists()
