@@ -10,6 +10,7 @@ rows that follow one another and are about one entity count once, with their mea
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
 
@@ -66,15 +67,28 @@ def compare_live(
     if len(rows) < min_labels:
         return None
     first, second = answers_of_both(config, rows.inputs, mine, rival[1], rival[0])
+    return compare_answers(project, config, reference, rows, first, second, rival[0])
+
+
+def compare_answers(
+    project: Project,
+    config: ProjectConfig,
+    reference: Reference,
+    rows: TrafficRows,
+    mine: Mapping[str, Array],
+    rivals: Mapping[str, Array],
+    rival: int,
+) -> Comparison:
+    """Return the gain of answers over a rival version's to labelled rows, in the order in which their labels came."""
     errors = config.task == "regression" and not config.monitor.harm_metric
     losses = error_shares(reference) if errors else row_losses(project, config, reference)
-    ours, theirs = losses(rows.labels, first), losses(rows.labels, second)
+    ours, theirs = losses(rows.labels, mine), losses(rows.labels, rivals)
     with np.errstate(invalid="ignore"):  # neither is finite: neither gains
         gains = np.clip(np.nan_to_num(theirs - ours, nan=0.0), -1, 1)
     name = ERROR if errors else config.monitor.harm_metric or "accuracy"
     mean, rival_mean = (float((losses if errors else 1 - losses).mean()) for losses in (ours, theirs))
     gain = mean_sequence(once_each(gains, rows.entity_ids), config.gate.confidence)
-    return Comparison(name, rival[0], len(rows), mean, rival_mean, gain, _slice_gains(config, rows, gains))
+    return Comparison(name, rival, len(rows), mean, rival_mean, gain, _slice_gains(config, rows, gains))
 
 
 def in_order_of_labels(rows: TrafficRows) -> TrafficRows:
