@@ -355,10 +355,10 @@ def _date(seconds: float) -> datetime:
     return datetime.fromtimestamp(seconds, UTC)
 
 
-def live(job: tuple[int, Path, int, str]) -> tuple[float, Counts, Array]:
+def live(job: tuple[Source, Path, int, str]) -> tuple[float, Counts, Array]:
     """Return the mean loss of all answers (wrong, or absolute error), what was done, and the loss of each day."""
     source, folder, seed, name = job
-    stream = Stream(SOURCES[source], folder, seed)
+    stream = Stream(source, folder, seed)
     start = float(stream.times[stream.first])
     teacher = Homeostat(stream, Version(0, 0.0, lambda rows: np.empty((len(rows), 1))))
     rule = RULES[name](stream, replace(teacher.make(start), made=start))
@@ -380,7 +380,7 @@ def _classes(config: ProjectConfig) -> bool:
     return config.task == "classification"
 
 
-def run(folder: Path, seeds: int, workers: int, sources: list[int]) -> Iterator[str]:
+def run(folder: Path, seeds: int, workers: int, sources: list[Source]) -> Iterator[str]:
     """Yield the lines of the report."""
     yield "| stream | rule | share wrong, or MAE | against weekly, points or % | trainings | promotions | rollbacks |"
     yield "|---|---|---:|---:|---:|---:|---:|"
@@ -392,15 +392,14 @@ def run(folder: Path, seeds: int, workers: int, sources: list[int]) -> Iterator[
             for name, each in lives.items():
                 losses = np.array([one[0] for one in each])
                 weekly = np.array([one[0] for one in lives["weekly"]])
-                config = SOURCES[source].config
-                less = 100 * (losses - weekly) if _classes(config) else 100 * (losses / weekly - 1)
-                shown = f"{losses.mean():.4f}" if _classes(config) else f"{losses.mean():.2f}"
+                less = 100 * (losses - weekly) if _classes(source.config) else 100 * (losses / weekly - 1)
+                shown = f"{losses.mean():.4f}" if _classes(source.config) else f"{losses.mean():.2f}"
                 counts = [
                     f"{np.mean(values):.1f}"
                     for values in zip(*((c.trainings, c.promotions, c.rollbacks) for _, c, _ in each), strict=True)
                 ]
                 against = f"{less.mean():+.2f} ({less.min():+.2f} to {less.max():+.2f})"
-                yield f"| {SOURCES[source].name} | {name} | {shown} | {against} | {' | '.join(counts)} |"
+                yield f"| {source.name} | {name} | {shown} | {against} | {' | '.join(counts)} |"
 
 
 def main() -> None:
@@ -414,7 +413,7 @@ def main() -> None:
     if not folder:
         sys.exit("HOMEOSTAT_DATA names no folder with electricity.csv and bike_hour.csv")
     seeds, streams = (1, [2]) if options.quick else (options.seeds, options.streams)
-    for line in run(Path(folder), seeds, options.workers, streams):
+    for line in run(Path(folder), seeds, options.workers, [SOURCES[number] for number in streams]):
         print(line, flush=True)
 
 
